@@ -1,0 +1,185 @@
+"""The one schema of a run: every key with its type, unit, range and default.
+
+    python recipe/config.py yamls/edm2.yaml [more.yaml ...] [key=value ...]      prints the resolved configuration
+
+Defaults are the paper's CONFIG G for ImageNet-512 at size S. How files and the command line are read and merged, and how
+problems are worded, is in `config_reader.py`; rules that span several keys are in `config_rules.py`.
+"""
+
+import sys
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from recipe.units import Span
+
+Images = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
+SigmaRel = Annotated[float, Field(gt=0, lt=12**-0.5)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of keys: unknown ones are errors, and so are values of another type than declared."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, protected_namespaces=(),
+        allow_inf_nan=False,
+    )  # fmt: skip
+
+
+def key(default, description: str, example=None, **rules):
+    """One key of the schema; `example` is what an error suggests if there is no default to show."""
+    examples = [default if example is None else example]
+    return Field(default, description=description, examples=examples, validate_default=True, **rules)
+
+
+class Data(Section):
+    """Where the images are: a folder of MDS shards that `recipe/prepare.py` wrote."""
+
+    local: str = key(..., "folder of the shards, or of their cache if data.remote is set", "data/digits", min_length=1)
+    remote: str | None = key(None, "folder of the shards in object storage; null = data.local has them",
+                             "s3://bucket/shards", min_length=1)  # fmt: skip
+    shuffle: bool = key(True, "shuffle each epoch anew")
+    num_canonical_nodes: int = key(64, "fixes the order of the samples whatever the number of nodes", ge=1)
+    num_workers: int = key(2, "decoding processes per rank; 0 = decode in the training process", ge=0)
+    cache_limit: str | None = key(None, "disk space for the cache on each node; null = no limit", "200gb")
+
+
+class Model(Section):
+    """The network, under the published keywords (Appendix B; arguments of `Precond` and `UNet`)."""
+
+    img_resolution: int = key(64, "height and width of the images, in pixels or latent pixels", ge=1)
+    img_channels: int = key(4, "channels of the images: 3 for RGB, 4 for latents", ge=1)
+    label_dim: int = key(1000, "number of classes; 0 = unconditional", ge=0)
+    model_channels: int = key(192, "base width of the network", ge=1)
+    channel_mult: list[Annotated[int, Field(ge=1)]] = key(
+        [1, 2, 3, 4], "width of each level, times model_channels", min_length=1)  # fmt: skip
+    channel_mult_noise: int | None = key(None, "width of the noise embedding's input; null = channel_mult[0]", 1, ge=1)
+    channel_mult_emb: int | None = key(None, "width of the embedding; null = the largest of channel_mult", 4, ge=1)
+    num_blocks: int = key(3, "residual blocks per level of the encoder", ge=1)
+    attn_resolutions: list[Annotated[int, Field(ge=1)]] = key([16, 8], "resolutions with self-attention")
+    label_balance: Probability = key(0.5, "share of the class in the embedding")
+    concat_balance: Probability = key(0.5, "share of the skip connection in a concatenation")
+    channels_per_head: int = key(64, "width of an attention head", ge=1)
+    dropout: float = key(0.0, "dropout probability in the residual branches", ge=0, lt=1)
+    res_balance: Probability = key(0.3, "share of the residual branch")
+    attn_balance: Probability = key(0.3, "share of the attention branch")
+    clip_act: float | None = key(256.0, "activations are clipped to +- this; null = not at all", 256.0, gt=0)
+    sigma_data: float = key(0.5, "standard deviation of the images as the network sees them", gt=0)
+    logvar_channels: int = key(128, "Fourier features of the uncertainty", ge=1)
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = key(
+        "auto", "precision of the activations; auto = float16 on CUDA, float32 on CPU")  # fmt: skip
+
+
+class Loss(Section):
+    """Which noise levels are trained (Table 6)."""
+
+    P_mean: float = key(-0.4, "mean of ln sigma")
+    P_std: float = key(1.0, "standard deviation of ln sigma", gt=0)
+    label_dropout: Probability = key(0.0, "share of examples shown without their class")
+
+
+class Optimizer(Section):
+    """Adam, and the learning rate (eq. 67)."""
+
+    ref_lr: float = key(0.01, "alpha_ref: the highest learning rate", gt=0)
+    ref_batches: float = key(70000.0, "t_ref: batches before the 1/sqrt decay sets in; 0 = constant", ge=0)
+    rampup: Images = key("10M", "images over which the learning rate rises from 0")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = key(
+        [0.9, 0.99], "Adam's decay rates", min_length=2, max_length=2)  # fmt: skip
+    eps: float = key(1e-8, "Adam's epsilon", gt=0)
+
+
+class EMA(Section):
+    """Power-function averages of the weights (Section 3) and their snapshots."""
+
+    sigma_rels: list[SigmaRel] = key([0.05, 0.1], "relative lengths of the tracked averages", min_length=1)
+    snapshot_interval: Images = key("8Mi", "images between snapshots")
+    snapshot_dtype: Literal["float16", "float32"] = key("float16", "precision of the stored averages")
+
+
+class Checkpoints(Section):
+    """What a run needs to go on exactly where it stopped."""
+
+    interval: Images = key("8Mi", "images between checkpoints")
+    keep: int = key(2, "how many checkpoints stay on disk; -1 = all", ge=-1)
+
+
+class Samples(Section):
+    """Grids of samples drawn during training, by the raw weights and by each average."""
+
+    interval: Images | None = key("64Mi", "images between grids; null = none", "64Mi")
+    count: int = key(40, "images in a grid; image i has seed i and class i mod label_dim", ge=1)
+    num_steps: int = key(32, "noise levels of the sampler", ge=1)
+    batch_size: int = key(40, "images drawn at once; changes memory, not the result", ge=1)
+
+
+class WandB(Section):
+    """Weights & Biases; the key enters by the environment only (WANDB_API_KEY)."""
+
+    project: str = key("edm2", "project that the run appears in", min_length=1)
+    entity: str | None = key(None, "team or user; null = the account's default", "my-team", min_length=1)
+    mode: Literal["online", "offline"] = key("online", "offline = write to the run's folder only")
+
+
+class MLflow(Section):
+    """MLflow; credentials enter by the environment only (MLFLOW_TRACKING_USERNAME, ..._PASSWORD)."""
+
+    experiment: str = key("edm2", "experiment that the run appears in", min_length=1)
+    tracking_uri: str | None = key(None, "server; null = MLFLOW_TRACKING_URI or a local folder", "http://host:5000",
+                                   min_length=1)  # fmt: skip
+
+
+class Logging(Section):
+    """Where metrics and sample grids go."""
+
+    progress_bar: bool = key(True, "show Composer's progress bar")
+    tensorboard: bool = key(True, "write TensorBoard events below save_folder")
+    wandb: WandB | None = key(None, "log to Weights & Biases; null = off", {"project": "edm2"})
+    mlflow: MLflow | None = key(None, "log to MLflow; null = off", {"experiment": "edm2"})
+    interval: Images = key("100ba", "images between two lines of the console log, if progress_bar is off")
+
+
+class Numerics(Section):
+    """Shortcuts of the GPU that trade precision for speed; off in the official code."""
+
+    tf32: bool = key(False, "allow TensorFloat-32 in float32 matrix products and convolutions")
+    reduced_precision_reduction: bool = key(False, "allow float16 and bfloat16 accumulation in matrix products")
+
+
+class Config(Section):
+    """A training run."""
+
+    run_name: str = key(..., "name of the run: letters, digits, . _ -", "img512-s", pattern=r"^[A-Za-z0-9][\w.-]*$")
+    save_folder: str = key("runs/{run_name}", "folder of everything the run writes", min_length=1)
+    seed: int = key(0, "seed of the weights, the order of the data and the noise", ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "gpu"] = key("auto", "auto = GPUs if there are any")
+    duration: Images = key("2Gi", "images to train for")
+    global_batch_size: int = key(2048, "images per step, over all ranks", ge=1)
+    device_train_microbatch_size: int | Literal["auto"] | None = key(
+        None, "images per forward pass on one device; null = all of its share, auto = what fits (CUDA only)", 64, ge=1)  # fmt: skip
+    autoresume: bool = key(True, "go on from the run's latest checkpoint; false = the folder must be new")
+    dry_run: bool = key(False, "only check the configuration and print sizes")
+    data: Data = key(..., "the data set", {"local": "data/digits"})
+    model: Model = key(Model(), "the network", {"model_channels": 192})
+    loss: Loss = key(Loss(), "the loss", {"P_mean": -0.4})
+    optimizer: Optimizer = key(Optimizer(), "the optimizer", {"ref_lr": 0.01})
+    ema: EMA = key(EMA(), "the averages", {"sigma_rels": [0.05, 0.1]})
+    checkpoints: Checkpoints = key(Checkpoints(), "checkpoints", {"interval": "8Mi"})
+    samples: Samples = key(Samples(), "sample grids", {"interval": "64Mi"})
+    logging: Logging = key(Logging(), "loggers", {"tensorboard": True})
+    numerics: Numerics = key(Numerics(), "precision of the GPU", {"tf32": False})
+
+    def run_folder(self) -> str:
+        """`save_folder` with the run's name filled in."""
+        return self.save_folder.replace("{run_name}", self.run_name).rstrip("/")
+
+
+def main() -> None:
+    from recipe.config_reader import read_or_exit, to_yaml
+
+    print(to_yaml(read_or_exit(sys.argv[1:], "config.py")), end="")
+
+
+if __name__ == "__main__":
+    main()

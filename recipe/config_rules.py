@@ -1,0 +1,119 @@
+"""Rules that span several keys of the configuration, or the configuration and the machine."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+
+from recipe.config import Config
+from recipe.config_reader import Problem
+from recipe.units import Span
+
+
+def broken_rules(config: Config) -> Iterator[Problem]:
+    """Every rule between keys that the configuration breaks."""
+    yield from _intervals(config)
+    yield from _network(config)
+    yield from _averages(config)
+    yield from _places(config)
+    if config.loss.label_dropout > 0 and config.model.label_dim == 0:
+        yield Problem("loss.label_dropout", str(config.loss.label_dropout), "has no labels to drop: model.label_dim is 0",
+                      "set loss.label_dropout=0 or name the number of classes in model.label_dim")  # fmt: skip
+    micro = config.device_train_microbatch_size
+    if isinstance(micro, int) and config.global_batch_size % micro != 0:
+        yield Problem("device_train_microbatch_size", str(micro), "must divide global_batch_size "
+                      f"{config.global_batch_size}", f"use {_divisor(config.global_batch_size, micro)}")  # fmt: skip
+    for name in ("wandb", "mlflow"):
+        if getattr(config.logging, name) is not None and importlib.util.find_spec(name) is None:
+            yield Problem(f"logging.{name}", None, f"needs the package {name}, which is not installed",
+                          f"pip install 'edm2-recipe[{name}]', or set logging.{name}=null")  # fmt: skip
+
+
+def broken_rules_of_world(config: Config, world_size: int) -> Iterator[Problem]:
+    """Rules between the configuration and the number of ranks that run it."""
+    batch, micro = config.global_batch_size, config.device_train_microbatch_size
+    if batch % world_size != 0:
+        yield Problem("global_batch_size", str(batch), f"must be a multiple of the number of ranks, {world_size}",
+                      f"use {_nearest(batch, world_size)}")  # fmt: skip
+    elif isinstance(micro, int) and (batch // world_size) % micro != 0:
+        share = batch // world_size
+        yield Problem("device_train_microbatch_size", str(micro), f"must divide a rank's share of the batch, {share} = "
+                      f"global_batch_size {batch} / {world_size} ranks", f"use {_divisor(share, micro)}")  # fmt: skip
+
+
+def _intervals(config: Config) -> Iterator[Problem]:
+    spans: dict[str, Span | None] = {
+        "duration": config.duration,
+        "ema.snapshot_interval": config.ema.snapshot_interval,
+        "checkpoints.interval": config.checkpoints.interval,
+        "samples.interval": config.samples.interval,
+        "logging.interval": config.logging.interval,
+    }
+    for key, span in spans.items():
+        if span is None:
+            continue
+        if span.value == 0:
+            yield Problem(key, str(span), "must be above 0", f"use a multiple of global_batch_size, {_example(config)}")
+        elif span.unit == "sp" and span.value % config.global_batch_size != 0:
+            yield Problem(key, str(span), f"is {span.value} images, which must be a multiple of global_batch_size "
+                          f"{config.global_batch_size}", f"use {_nearest(span.value, config.global_batch_size)}")  # fmt: skip
+    if config.optimizer.rampup.unit == "ep":
+        yield Problem("optimizer.rampup", str(config.optimizer.rampup), "must be in images or batches, not epochs",
+                      "write for example 10M")  # fmt: skip
+
+
+def _network(config: Config) -> Iterator[Problem]:
+    model = config.model
+    halvings = len(model.channel_mult) - 1
+    if model.img_resolution % 2**halvings != 0:
+        yield Problem("model.img_resolution", str(model.img_resolution), f"must be a multiple of {2**halvings}: it is "
+                      f"halved once per level of model.channel_mult {model.channel_mult} after the first",
+                      f"use {_nearest(model.img_resolution, 2**halvings)} or fewer levels")  # fmt: skip
+        return
+    widths = {model.img_resolution >> level: model.model_channels * mult for level, mult in enumerate(model.channel_mult)}
+    unknown = [resolution for resolution in model.attn_resolutions if resolution not in widths]
+    if unknown:
+        yield Problem("model.attn_resolutions", str(model.attn_resolutions), f"must be among the resolutions of the "
+                      f"levels, {sorted(widths)}; not {unknown}", f"use for example [{min(widths)}]")  # fmt: skip
+    lowest = min(widths)  # the decoder attends there whatever attn_resolutions says
+    for resolution in sorted({lowest, *model.attn_resolutions} & widths.keys()):
+        if widths[resolution] % model.channels_per_head != 0:
+            yield Problem("model.channels_per_head", str(model.channels_per_head),
+                          f"must divide the {widths[resolution]} channels of the attention at resolution {resolution} "
+                          f"(model.model_channels {model.model_channels} times model.channel_mult)",
+                          f"use {_divisor(widths[resolution], model.channels_per_head)}")  # fmt: skip
+
+
+def _averages(config: Config) -> Iterator[Problem]:
+    lengths = config.ema.sigma_rels
+    if any(round(length, 3) != length for length in lengths):
+        yield Problem("ema.sigma_rels", str(lengths), "must have at most 3 decimals, as the names of the snapshots",
+                      f"use {sorted({round(length, 3) for length in lengths})}")  # fmt: skip
+    elif len(set(lengths)) < len(lengths):
+        yield Problem("ema.sigma_rels", str(lengths), "must not repeat a length", f"use {sorted(set(lengths))}")
+
+
+def _places(config: Config) -> Iterator[Problem]:
+    if "://" in config.save_folder:
+        yield Problem("save_folder", config.save_folder, "must be a local folder",
+                      "write to a local folder and copy it to object storage afterwards")  # fmt: skip
+    if config.checkpoints.keep == 0:
+        yield Problem("checkpoints.keep", "0", "must be -1 (all) or at least 1: without a checkpoint nothing can resume",
+                      "use 2")  # fmt: skip
+    limit = config.data.cache_limit
+    if limit is not None and not re.fullmatch(r"\d+(\.\d+)?(b|kb|mb|gb|tb|pb)", limit.lower()):
+        yield Problem("data.cache_limit", repr(limit), "must be a size in b, kb, mb, gb, tb or pb", "write for example 200gb")
+
+
+def _nearest(value: int, base: int) -> str:
+    """The multiples of `base` around `value`, above 0."""
+    below, above = value // base * base, -(-value // base) * base
+    return f"{below} or {above}" if below > 0 else str(above)
+
+
+def _divisor(value: int, wanted: int) -> int:
+    """The largest divisor of `value` that is at most `wanted`."""
+    return max(divisor for divisor in range(1, min(wanted, value) + 1) if value % divisor == 0)
+
+
+def _example(config: Config) -> str:
+    return f"for example {64 * config.global_batch_size}"

@@ -1,0 +1,31 @@
+"""Reads the reference numbers in tests/golden/."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def load(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of tests/golden/<name>.safetensors."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+
+
+def load_schedules() -> dict:
+    return json.loads((GOLDEN / "schedules.json").read_text())
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below `prefix/`; scalars (published gains) get our shape [1]."""
+    found = {key.removeprefix(prefix + "/"): value for key, value in tensors.items() if key.startswith(prefix + "/")}
+    return {key: value.reshape(1) if value.ndim == 0 else value for key, value in found.items()}
+
+
+def relative_error(ours: Tensor, reference: Tensor) -> float:
+    difference = ours.double() - reference.double()
+    return float(difference.norm() / reference.double().norm())
