@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # One tag per use, so that no two of them share numbers. Never reuse or renumber: results would change.
-SIGMA, NOISE, LATENT, AUGMENT, LABEL_DROP, SAMPLE_NOISE, SAMPLE_CHURN, SAMPLE_LABEL = range(8)
+SIGMA, NOISE, LATENT, AUGMENT, LABEL_DROP, DROPOUT, SAMPLE_NOISE, SAMPLE_CHURN = range(8)
 
 _MASK = 0xFFFFFFFF
 

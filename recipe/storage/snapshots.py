@@ -1,0 +1,167 @@
+"""EMA snapshots: one `.safetensors` file per (nimg, sigma_rel) that alone rebuilds the network.
+
+The header's metadata holds the network's arguments, the clock, the length of the average, statistics of the data and a
+digest of every tensor. Nothing is pickled. A file is written under a temporary name and renamed, so that a listed
+snapshot is a whole one.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recipe.edm2.precond import Precond
+
+FORMAT = "edm2-recipe snapshot 1"
+_NAME = re.compile(r"(?P<kind>snapshot|posthoc)-(?P<nimg>\d+)-(?P<sigma_rel>\d\.\d+)\.safetensors")
+
+
+class SnapshotError(ValueError):
+    """A file that is not a usable snapshot; the message names it."""
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """What a snapshot says of itself.
+
+    Attributes:
+        network: keyword arguments of `Precond`, without `dtype`.
+        nimg: images seen.
+        sigma_rel: relative length of the average.
+        dataset: statistics of the training data, as `prepare.py` wrote them; may be empty.
+        extra: further facts in JSON, for example how a post-hoc average was made.
+    """
+
+    network: dict[str, Any]
+    nimg: int
+    sigma_rel: float
+    dataset: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def snapshot_name(nimg: int, sigma_rel: float, kind: str = "snapshot") -> str:
+    """File name of a snapshot; `kind` is "snapshot" (tracked in training) or "posthoc" (reconstructed)."""
+    return f"{kind}-{nimg:011d}-{sigma_rel:.3f}.safetensors"
+
+
+@dataclass(frozen=True, order=True)
+class SnapshotFile:
+    """A snapshot as its file name describes it."""
+
+    nimg: int
+    sigma_rel: float
+    path: Path
+
+
+def list_snapshots(folder: Path, kind: str = "snapshot") -> list[SnapshotFile]:
+    """The snapshots in `folder`, by time and then length; other files, half-written ones among them, are not listed."""
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+    found = [
+        SnapshotFile(int(match["nimg"]), float(match["sigma_rel"]), path)
+        for match, path in matches
+        if match and match["kind"] == kind
+    ]
+    return sorted(found)
+
+
+def averaged_names(net: torch.nn.Module) -> set[str]:
+    """Names of the tensors that are averages; the others are buffers, which are copied and stay in float32."""
+    return {name for name, _ in net.named_parameters()}
+
+
+def save_snapshot(path: Path, tensors: Mapping[str, Tensor], info: SnapshotInfo) -> None:
+    """Write `tensors` (name -> CPU tensor, in the precision to store) and `info`, all or nothing."""
+    metadata = {
+        "format": FORMAT,
+        "version": importlib.metadata.version("edm2-recipe"),
+        "network": json.dumps(info.network),
+        "nimg": str(info.nimg),
+        "sigma_rel": str(info.sigma_rel),
+        "dataset": json.dumps(info.dataset),
+        "extra": json.dumps(info.extra),
+        "digests": json.dumps({name: digest(tensor) for name, tensor in tensors.items()}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest(tensor: Tensor) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the tensor's bytes."""
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()[:16]
+
+
+class SnapshotReader:
+    """Reads one snapshot tensor by tensor, checking each against its digest. Use as a context manager.
+
+    Raises:
+        SnapshotError: if the file is missing, damaged or not a snapshot.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> "SnapshotReader":
+        if not self.path.is_file():
+            raise SnapshotError(f"{self.path}: no such snapshot; name a .safetensors file of a run's snapshots folder")
+        try:
+            self._file = safe_open(self.path, "pt").__enter__()
+        except SafetensorError as error:
+            raise SnapshotError(f"{self.path}: is damaged or not a snapshot ({error}); fetch or make it again") from None
+        metadata = self._file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise SnapshotError(f"{self.path}: is a safetensors file, but not a snapshot of this recipe")
+        self._digests = json.loads(metadata["digests"])
+        self.info = SnapshotInfo(
+            network=json.loads(metadata["network"]),
+            nimg=int(metadata["nimg"]),
+            sigma_rel=float(metadata["sigma_rel"]),
+            dataset=json.loads(metadata["dataset"]),
+            extra=json.loads(metadata["extra"]),
+        )
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._file.__exit__(*exc)
+
+    def names(self) -> list[str]:
+        return sorted(self._file.keys())
+
+    def read(self, name: str) -> Tensor:
+        tensor = self._file.get_tensor(name)
+        if digest(tensor) != self._digests[name]:
+            raise SnapshotError(f"{self.path}: the checksum of {name} does not match; fetch or make the file again")
+        return tensor
+
+    def read_all(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        return {name: self.read(name) for name in (self.names() if names is None else names)}
+
+
+def load_network(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Precond, SnapshotInfo]:
+    """Rebuild the network of a snapshot in eval mode on the CPU, its weights in float32 and activations in `dtype`.
+
+    Raises:
+        SnapshotError: if the file is missing, damaged or not a snapshot.
+    """
+    with SnapshotReader(path) as reader:
+        with torch.device("meta"):
+            net = Precond(**reader.info.network, dtype=dtype)
+        net.to_empty(device="cpu")
+        net.load_state_dict({name: tensor.float() for name, tensor in reader.read_all().items()})
+        return net.eval().requires_grad_(False), reader.info

@@ -1,0 +1,39 @@
+"""Train EDM2.
+
+    composer recipe/train.py yamls/edm2.yaml [more.yaml ...] [key=value ...]
+
+Everything the run writes is below `save_folder`: config.yaml, checkpoints/, snapshots/, samples/, tensorboard/. The same
+command started again goes on from the latest checkpoint. `dry_run=true` checks the configuration and prints sizes.
+Exit status: 0 done, 2 bad input, 1 anything else.
+"""
+
+import os
+import sys
+
+from recipe.config_reader import ConfigError, exit_with, read_or_exit
+from recipe.config_rules import broken_rules_of_world
+
+
+def main() -> None:
+    config = read_or_exit(sys.argv[1:], "train.py")
+    # Bad input must end here: torch, Composer and the process group come after.
+    problems = list(broken_rules_of_world(config, int(os.environ.get("WORLD_SIZE", "1"))))
+    if problems:
+        exit_with("train.py", ConfigError(problems))
+    if config.dry_run:
+        from recipe.training.plan import print_plan
+
+        print_plan(config)
+        return
+
+    from recipe.training.data import DataError
+    from recipe.training.run import RunError, train
+
+    try:
+        train(config)
+    except (DataError, RunError) as error:
+        exit_with("train.py", error)
+
+
+if __name__ == "__main__":
+    main()

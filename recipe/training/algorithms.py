@@ -1,0 +1,160 @@
+"""The parts of the method that happen around a step: each class decides when, and calls `recipe.edm2` for what.
+
+Order within a step: weights are projected and the learning rate is set (BATCH_START); each microbatch gets its noise
+(BEFORE_FORWARD); non-finite gradients are scrubbed after the last backward (AFTER_TRAIN_BATCH); the optimizer steps;
+the averages move (BATCH_END, when the clock has advanced).
+"""
+
+import logging
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+from recipe.edm2 import rng
+from recipe.edm2.ema import power_function_beta, update_ema_
+from recipe.edm2.loss import sample_sigma
+from recipe.edm2.lr import learning_rate
+from recipe.edm2.precond import project_weights_
+from recipe.training.model import unwrap
+
+log = logging.getLogger(__name__)
+
+
+class ForcedWeightNorm(Algorithm):
+    """Projects the network's weights to unit RMS per output unit before each step (Algorithm 1)."""
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BATCH_START
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        project_weights_(unwrap(state.model).net)
+
+
+class InverseSqrtLR(Algorithm):
+    """Sets the learning rate from the images seen before the step (eq. 67).
+
+    An algorithm and not a Composer scheduler, because those run one batch late: batches 0 and 1 would share a rate.
+
+    Args:
+        global_batch_size, ref_lr, ref_batches, rampup_nimg: see `learning_rate`.
+    """
+
+    def __init__(self, global_batch_size: int, ref_lr: float, ref_batches: float, rampup_nimg: float):
+        self.schedule = dict(
+            global_batch_size=global_batch_size, ref_lr=ref_lr, ref_batches=ref_batches, rampup_nimg=rampup_nimg
+        )
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BATCH_START
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        lr = learning_rate(state.timestamp.sample.value, **self.schedule)  # pyright: ignore[reportArgumentType]
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+
+class ExampleNoise(Algorithm):
+    """Draws what is random about each example, keyed by (seed, batch number, sample id).
+
+    Rank, world size and microbatch do not enter, so they cannot change the result. Only dropout draws from torch's
+    generator; it is seeded anew each step by (seed, batch number, rank), so that a resumed run repeats it.
+
+    Args:
+        seed: of the run.
+        P_mean, P_std: see `sample_sigma`.
+        label_dropout: share of the examples whose label becomes -1.
+        rank: of this process.
+    """
+
+    def __init__(self, seed: int, P_mean: float, P_std: float, label_dropout: float = 0.0, rank: int = 0):
+        self.seed = seed
+        self.P_mean = P_mean
+        self.P_std = P_std
+        self.label_dropout = label_dropout
+        self.rank = rank
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.BATCH_START, Event.BEFORE_FORWARD)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        batch_number = state.timestamp.batch.value
+        if event == Event.BATCH_START:
+            key = rng.random_bits(self.seed, rng.DROPOUT, batch_number, torch.tensor([self.rank]), 2)[0]
+            torch.manual_seed(int(key[0]) << 31 | int(key[1]) >> 1)
+        else:
+            state.batch = state.batch | self.draw(state.batch, batch_number)
+
+    def draw(self, batch: dict[str, torch.Tensor], batch_number: int) -> dict[str, torch.Tensor]:
+        """`sigma` [N], unit `noise` [N, C, H, W] and `label` [N] for the examples in `batch`."""
+        ids = batch["id"]
+        rnd_normal = rng.normal(self.seed, rng.SIGMA, batch_number, ids)
+        drawn = {
+            "sigma": sample_sigma(rnd_normal, self.P_mean, self.P_std),
+            "noise": rng.normal(self.seed, rng.NOISE, batch_number, ids, batch["image"].shape[1:]),
+        }
+        if self.label_dropout > 0:
+            dropped = rng.uniform(self.seed, rng.LABEL_DROP, batch_number, ids) <= self.label_dropout
+            drawn["label"] = batch["label"].masked_fill(dropped, -1)
+        return drawn
+
+
+class ScrubGradients(Algorithm):
+    """Replaces NaN and infinite gradients by 0 before the optimizer steps, and logs how many there were.
+
+    Metric `gradients/nonfinite`: elements replaced in this step on this rank.
+    """
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.AFTER_TRAIN_BATCH
+
+    def apply(self, event: Event, state: State, logger: Logger) -> int:
+        gradients = [p.grad for p in unwrap(state.model).parameters_to_train() if p.grad is not None]
+        count = scrub_(gradients)
+        logger.log_metrics({"gradients/nonfinite": count})
+        if count > 0:
+            log.warning("batch %d: %d non-finite gradient elements set to 0", state.timestamp.batch.value, count)
+        return count
+
+
+@torch.no_grad()
+def scrub_(gradients: list[torch.Tensor]) -> int:
+    """Set the NaN and infinite elements of `gradients` to 0 in place; returns how many there were."""
+    # A finite sum of norms proves that every element is finite, with one synchronisation for all tensors. An infinite
+    # one may also be an overflow of the norm itself, so the elements decide.
+    norms = torch.stack(torch._foreach_norm(gradients))
+    if bool(norms.isfinite().all()):
+        return 0
+    count = sum(int((~gradient.isfinite()).sum()) for gradient in gradients)
+    for gradient in gradients:
+        torch.nan_to_num_(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    return count
+
+
+class PowerEMA(Algorithm):
+    """Moves the model's averages after each step, exactly, whatever the batch size (eq. 127)."""
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BATCH_END
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        model = unwrap(state.model)
+        nimg = state.timestamp.sample.value
+        assert state.previous_timestamp is not None
+        nimg_delta = nimg - state.previous_timestamp.sample.value
+        weights = list(model.net.parameters())
+        for sigma_rel, ema in model.averages():
+            update_ema_(list(ema.parameters()), weights, power_function_beta(sigma_rel, nimg, nimg_delta))
+
+
+def training_algorithms(config: Any, rampup_nimg: int, rank: int) -> list[Algorithm]:
+    """The method's algorithms for a run, in the order in which they act."""
+    return [
+        ForcedWeightNorm(),
+        InverseSqrtLR(config.global_batch_size, config.optimizer.ref_lr, config.optimizer.ref_batches, rampup_nimg),
+        ExampleNoise(config.seed, config.loss.P_mean, config.loss.P_std, config.loss.label_dropout, rank),
+        ScrubGradients(),
+        PowerEMA(),
+    ]

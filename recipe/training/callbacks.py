@@ -1,0 +1,121 @@
+"""What a run writes beside its checkpoints: EMA snapshots and grids of samples."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from PIL import Image
+
+from recipe.edm2.generate import SamplerSettings, generate_batches
+from recipe.edm2.images import image_grid, to_pixels
+from recipe.edm2.precond import Precond
+from recipe.storage.snapshots import SnapshotInfo, averaged_names, save_snapshot, snapshot_name
+from recipe.training.model import unwrap
+
+
+class _AtIntervals(Callback):
+    """Calls `act` whenever the clock passes a multiple of `interval` images, and at the end of training."""
+
+    def __init__(self, interval: int | None):
+        self.interval = interval
+        self._acted_at = -1
+
+    def act(self, state: State, logger: Logger, nimg: int) -> None:
+        raise NotImplementedError
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        assert state.previous_timestamp is not None
+        nimg, before = state.timestamp.sample.value, state.previous_timestamp.sample.value
+        if self.interval is not None and nimg // self.interval > before // self.interval:
+            self._act_once(state, logger, nimg)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        if self.interval is not None:
+            self._act_once(state, logger, state.timestamp.sample.value)
+
+    def _act_once(self, state: State, logger: Logger, nimg: int) -> None:
+        if nimg != self._acted_at:
+            self.act(state, logger, nimg)
+            self._acted_at = nimg
+
+
+class EMASnapshots(_AtIntervals):
+    """Writes each average to `folder` at intervals and at the end (Section 3.2).
+
+    Args:
+        folder: where the files go.
+        interval: images between snapshots.
+        network: arguments of `Precond` that rebuild the network.
+        dtype: precision of the stored averages; float16 is enough, bfloat16 is not (post-hoc sums amplify rounding).
+        dataset: statistics of the data, stored along.
+    """
+
+    def __init__(
+        self, folder: Path, interval: int, network: dict[str, Any], dtype: torch.dtype, dataset: dict[str, Any]
+    ):
+        super().__init__(interval)
+        self.folder = folder
+        self.network = network
+        self.dtype = dtype
+        self.dataset = dataset
+
+    def act(self, state: State, logger: Logger, nimg: int) -> None:
+        if dist.get_global_rank() != 0:
+            return
+        for sigma_rel, ema in unwrap(state.model).averages():
+            path = self.folder / snapshot_name(nimg, sigma_rel)
+            info = SnapshotInfo(self.network, nimg, sigma_rel, self.dataset)
+            save_snapshot(path, snapshot_tensors(ema, self.dtype), info)
+
+
+def snapshot_tensors(net: Precond, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The network's state on the CPU as a snapshot stores it: averages in `dtype`, buffers as they are."""
+    averaged = averaged_names(net)
+    return {
+        name: tensor.detach().to("cpu", dtype if name in averaged else tensor.dtype, copy=True)
+        for name, tensor in net.state_dict().items()
+    }
+
+
+class SampleGrid(_AtIntervals):
+    """Draws the same seeds by the raw weights and by each average, logs the grids as images and writes them as PNG.
+
+    Args:
+        folder: where the PNG files go.
+        interval: images between grids; None = never.
+        count: images in a grid; image i has seed i and class i mod label_dim.
+        num_steps: noise levels of the sampler.
+        batch_size: images drawn at once.
+    """
+
+    def __init__(self, folder: Path, interval: int | None, count: int, num_steps: int, batch_size: int):
+        super().__init__(interval)
+        self.folder = folder
+        self.count = count
+        self.settings = SamplerSettings(num_steps=num_steps)
+        self.batch_size = batch_size
+
+    def act(self, state: State, logger: Logger, nimg: int) -> None:
+        model = unwrap(state.model)
+        started = time.monotonic()
+        model.net.eval()
+        networks = {"raw": model.net} | {f"ema-{sigma_rel:.3f}": ema for sigma_rel, ema in model.averages()}
+        for name, net in networks.items():
+            grid = self.draw(net)  # on every rank: sharded networks need all of them
+            if dist.get_global_rank() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(grid.squeeze(2).numpy()).save(self.folder / f"{nimg:011d}-{name}.png")
+                logger.log_images(grid.numpy(), name=f"samples/{name}", channels_last=True, step=state.timestamp.batch.value)
+        model.net.train()
+        logger.log_metrics({"time/sample_grid_seconds": time.monotonic() - started})
+
+    def draw(self, net: Precond) -> torch.Tensor:
+        """A grid of uint8 images [H, W, C], ten to a row."""
+        seeds = list(range(self.count))
+        labels = [seed % net.label_dim if net.label_dim > 0 else -1 for seed in seeds]
+        batches = generate_batches(net, seeds, labels, self.settings, self.batch_size)
+        return image_grid(to_pixels(torch.cat(list(batches))), columns=10)

@@ -1,0 +1,177 @@
+"""Puts a run together from its configuration: model, data, optimizer, algorithms, callbacks, loggers, Trainer."""
+
+import importlib.metadata
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.callbacks import LRMonitor, MemoryMonitor, NaNMonitor, RuntimeEstimator, SpeedMonitor
+from composer.core import Callback
+from composer.loggers import LoggerDestination, MLFlowLogger, TensorboardLogger, WandBLogger
+from composer.utils import dist, get_device
+
+from recipe.config import Config
+from recipe.config_reader import to_yaml
+from recipe.edm2.precond import Precond
+from recipe.training.algorithms import training_algorithms
+from recipe.training.callbacks import EMASnapshots, SampleGrid
+from recipe.training.checkpoints import clean_up_checkpoints
+from recipe.training.data import check_data, training_loader
+from recipe.training.model import DiffusionModel, network_arguments
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on; the message says why and what to do."""
+
+
+def train(config: Config) -> None:
+    """Train until `config.duration`, from the run's latest checkpoint if there is one.
+
+    Raises:
+        DataError: bad data.
+        RunError: a run folder or loss that does not allow to go on.
+    """
+    samples, statistics = check_data(config)
+    trainer = build_trainer(config, samples, statistics)
+    try:
+        trainer.fit()
+    except RuntimeError as error:
+        if "contains a NaN" not in str(error):  # NaNMonitor's words
+            raise
+        raise RunError(
+            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {config.run_folder()}/checkpoints "
+            "are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
+        ) from None
+    finally:
+        trainer.close()
+    if dist.get_global_rank() == 0:
+        print(f"trained to {trainer.state.timestamp.sample.value} images; everything is in {config.run_folder()}")
+
+
+def build_trainer(config: Config, samples: int | None, statistics: dict[str, Any]) -> Trainer:
+    """The Trainer of a run; loads the latest checkpoint if there is one."""
+    device = get_device(None if config.device == "auto" else config.device)
+    on_gpu = device.name == "gpu"
+    set_numerics(config, on_gpu)
+    dist.initialize_dist(device)
+    loader = training_loader(config, config.global_batch_size // dist.get_world_size())
+    batch = config.global_batch_size
+    epoch = (loader.dataset.size if samples is None else samples) // batch * batch  # pyright: ignore
+    folder = Path(config.run_folder())
+    model = build_model(config, on_gpu)
+    checkpoints = folder / "checkpoints"
+    if dist.get_global_rank() == 0:
+        claim_folder(config, folder)
+        clean_up_checkpoints(checkpoints)
+    dist.barrier()
+    optimizer = torch.optim.Adam(
+        model.parameters_to_train(),
+        betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
+        eps=config.optimizer.eps,
+        fused=True,
+    )
+    return Trainer(
+        model=model,
+        train_dataloader=loader,
+        optimizers=optimizer,
+        max_duration=f"{config.duration.images(batch, epoch) // batch}ba",
+        algorithms=training_algorithms(config, config.optimizer.rampup.images(batch), dist.get_global_rank()),
+        callbacks=callbacks(config, folder, epoch, statistics, on_gpu),
+        loggers=loggers(config, folder),
+        device=device,
+        precision="fp32",  # the network casts its own activations
+        device_train_microbatch_size=config.device_train_microbatch_size,
+        run_name=config.run_name,
+        seed=config.seed,
+        progress_bar=config.logging.progress_bar,
+        log_to_console=not config.logging.progress_bar,
+        console_log_interval=f"{config.logging.interval.images(batch, epoch) // batch}ba",
+        save_folder=str(checkpoints),
+        save_filename="ba{batch}-rank{rank}.pt",
+        save_latest_filename="latest-rank{rank}.pt",
+        save_interval=f"{config.checkpoints.interval.images(batch, epoch) // batch}ba",
+        save_num_checkpoints_to_keep=config.checkpoints.keep,
+        save_overwrite=True,  # a checkpoint cut short by a kill is written again
+        autoresume=True,  # `claim_folder` refuses a folder with checkpoints if the user does not want that
+        dist_timeout=1800,
+    )
+
+
+def set_numerics(config: Config, on_gpu: bool) -> None:
+    """Make every shortcut that trades precision for speed an explicit choice (official defaults: off)."""
+    torch.backends.cuda.matmul.allow_tf32 = config.numerics.tf32
+    torch.backends.cudnn.allow_tf32 = config.numerics.tf32
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = config.numerics.reduced_precision_reduction
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = config.numerics.reduced_precision_reduction
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True  # shapes never change
+
+
+def build_model(config: Config, on_gpu: bool) -> DiffusionModel:
+    """The network with weights drawn from the run's seed, and its averages."""
+    name = config.model.dtype
+    dtype = DTYPES[("float16" if on_gpu else "float32") if name == "auto" else name]
+    torch.manual_seed(config.seed)
+    net = Precond(**network_arguments(config.model), dtype=dtype)
+    return DiffusionModel(net, config.ema.sigma_rels)
+
+
+def callbacks(config: Config, folder: Path, epoch: int, statistics: dict[str, Any], on_gpu: bool) -> list[Callback]:
+    """Composer's monitors and the recipe's own writers."""
+    batch, grid = config.global_batch_size, config.samples.interval
+    own: list[Callback] = [
+        EMASnapshots(
+            folder / "snapshots",
+            config.ema.snapshot_interval.images(batch, epoch),
+            network_arguments(config.model),
+            DTYPES[config.ema.snapshot_dtype],
+            statistics,
+        ),
+        SampleGrid(
+            folder / "samples",
+            None if grid is None else grid.images(batch, epoch),
+            config.samples.count,
+            config.samples.num_steps,
+            config.samples.batch_size,
+        ),
+    ]
+    monitors = [NaNMonitor(), LRMonitor(), SpeedMonitor(window_size=20), RuntimeEstimator()]
+    return own + monitors + ([MemoryMonitor()] if on_gpu else [])
+
+
+def loggers(config: Config, folder: Path) -> list[LoggerDestination]:
+    """The configured destinations of metrics and images."""
+    found: list[LoggerDestination] = []
+    if config.logging.tensorboard:
+        found.append(TensorboardLogger(log_dir=str(folder / "tensorboard"), flush_interval=20))
+    if config.logging.wandb is not None:
+        wandb = config.logging.wandb
+        init = {"mode": wandb.mode, "dir": str(folder), "resume": "allow", "id": config.run_name}
+        found.append(WandBLogger(project=wandb.project, entity=wandb.entity, name=config.run_name, init_kwargs=init))
+    if config.logging.mlflow is not None:
+        mlflow = config.logging.mlflow
+        found.append(
+            MLFlowLogger(mlflow.experiment, run_name=config.run_name, tracking_uri=mlflow.tracking_uri, resume=True)
+        )
+    return found
+
+
+def claim_folder(config: Config, folder: Path) -> None:
+    """Make the run's folder and note its configuration. Raises RunError if it holds a run that must not be resumed."""
+    if not config.autoresume and any((folder / "checkpoints").glob("*.pt")):
+        raise RunError(
+            f"save_folder {folder}: holds the checkpoints of a run, and autoresume is false; "
+            "set autoresume=true to go on, or choose another run_name"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"# edm2-recipe {importlib.metadata.version('edm2-recipe')}\n{to_yaml(config)}"
+    temporary = folder / ".config.yaml.tmp"
+    temporary.write_text(text)
+    os.replace(temporary, folder / "config.yaml")
