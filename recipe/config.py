@@ -2,14 +2,14 @@
 
     python recipe/config.py yamls/edm2.yaml [more.yaml ...] [key=value ...]      prints the resolved configuration
 
-Defaults are the paper's CONFIG G for ImageNet-512 at size S. How files and the command line are read and merged, and how
-problems are worded, is in `config_reader.py`; rules that span several keys are in `config_rules.py`.
+Defaults are the paper's CONFIG G for ImageNet-512 at size S. How files and the command line are read and merged, and
+how problems are worded, is in `config_reader.py`; rules that span several keys are in `config_rules.py`.
 """
 
 import sys
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
 from recipe.units import Span
 
@@ -25,6 +25,14 @@ class Section(BaseModel):
         extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, protected_namespaces=(),
         allow_inf_nan=False,
     )  # fmt: skip
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def given(cls, value: object) -> object:
+        """Neither spaces nor `???`, which OmegaConf reads as a string, are a value of any key."""
+        if isinstance(value, str) and value.strip() in ("", "???"):
+            raise ValueError("must not be blank")
+        return value
 
 
 def key(default, description: str, example=None, **rules):
@@ -156,8 +164,9 @@ class Config(Section):
     device: Literal["auto", "cpu", "gpu"] = key("auto", "auto = GPUs if there are any")
     duration: Images = key("2Gi", "images to train for")
     global_batch_size: int = key(2048, "images per step, over all ranks", ge=1)
-    device_train_microbatch_size: int | Literal["auto"] | None = key(
-        None, "images per forward pass on one device; null = all of its share, auto = what fits (CUDA only)", 64, ge=1)  # fmt: skip
+    device_train_microbatch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = key(
+        None, "images per forward pass on one device; null = all of its share, auto = what fits (CUDA only)", 64
+    )
     autoresume: bool = key(True, "go on from the run's latest checkpoint; false = the folder must be new")
     dry_run: bool = key(False, "only check the configuration and print sizes")
     data: Data = key(..., "the data set", {"local": "data/digits"})

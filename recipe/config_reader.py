@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -80,72 +80,112 @@ def exit_with(command: str, error: Exception) -> NoReturn:
 
 def to_yaml(config: Config) -> str:
     """The configuration with every key, as YAML that reads back to the same configuration."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
 
 
 def _merge(arguments: Sequence[str]) -> dict[str, Any]:
     """Read and merge all arguments into one plain tree. Raises ConfigError."""
-    parts, problems, overridden = [], [], set()
+    files, overrides, problems, overridden = {}, {}, [], set()
     for argument in arguments:
         try:
-            if "=" in argument and not Path(argument).exists():
+            if "=" in argument and not os.path.exists(argument):
                 key = argument.split("=", 1)[0]
                 if key in overridden:
                     raise ConfigError([Problem(key, None, "is given twice on the command line", "keep one of them")])
                 overridden.add(key)
-                parts.append(_read_override(argument))
+                overrides = _overlay(overrides, OmegaConf.to_container(_read_override(argument)))
             else:
-                parts.append(_read_file(argument))
+                files = _overlay(files, OmegaConf.to_container(_read_file(argument)))
         except ConfigError as error:
             problems += error.problems
     if problems:
-        raise ConfigError(problems)
-    if not any(isinstance(argument, str) and "=" not in argument for argument in arguments):
+        raise ConfigError(list(dict.fromkeys(problems)))
+    if not files:
         raise ConfigError([Problem("arguments", None, "name no YAML file", "name one, for example yamls/edm2.yaml")])
+    return _resolve(_overlay(files, overrides))
+
+
+def _overlay(below: dict[str, Any], above: Any) -> dict[str, Any]:
+    """`above` over `below`, section by section. Unlike OmegaConf.merge it lets the check of types see every clash."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict):
+            inner = below.get(key)
+            merged[str(key)] = _overlay(inner if isinstance(inner, dict) else {}, value)
+        elif value != "???" or key not in below:
+            merged[str(key)] = value
+    return merged
+
+
+def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
+    """Fill in `${key}`. Raises ConfigError."""
     try:
-        tree = OmegaConf.to_container(OmegaConf.merge(*parts), resolve=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", "") or "the merged configuration")
-        rule = str(error).splitlines()[0]
-        raise ConfigError([Problem(key, None, rule, "set the key that it refers to, or write a plain value")]) from None
-    assert isinstance(tree, dict)
-    return tree  # pyright: ignore[reportReturnType]
+        raise ConfigError([_bad_reference(error.full_key or "the merged configuration", error)]) from None
+    assert isinstance(resolved, dict)
+    return resolved  # pyright: ignore[reportReturnType]
 
 
 def _read_file(name: str) -> DictConfig:
-    path = Path(name)
-    if not path.is_file():
-        rule = "is a folder, not a YAML file" if path.is_dir() else "no such file"
-        known = sorted(str(found) for found in path.parent.glob("*.yaml"))
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        fix = f"did you mean {close[0]}?" if close else f"name one of {', '.join(known)}" if known else "name a YAML file"
-        raise ConfigError([Problem(name, None, rule, fix)])
+    if not os.path.isfile(name):
+        raise ConfigError([_no_file(name)])
     try:
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        config = OmegaConf.load(name)
+    except GrammarParseError as error:
+        raise ConfigError([_bad_reference(f"{name}, {error.full_key}", error)]) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}" if mark else name
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         fix = "keep one of the two" if "duplicate" in what else "write `key: value` lines in YAML"
         raise ConfigError([Problem(where, None, f"is not valid YAML: {what}", fix)]) from None
     except OSError as error:
-        raise ConfigError([Problem(name, None, f"cannot be read: {error.strerror}", "mend its permissions")]) from None
+        if error.errno is not None:
+            rule = f"cannot be read: {error.strerror}"
+            raise ConfigError([Problem(name, None, rule, "mend its permissions")]) from None
+        config = None  # how OmegaConf says that the file is a number
     if not isinstance(config, DictConfig) or not config:
         raise ConfigError([Problem(name, None, "holds no keys", "write `key: value` lines in YAML")])
     return config
+
+
+def _no_file(name: str) -> Problem:
+    """What to say about an argument that is neither key=value nor a file."""
+    if not name.strip():
+        return Problem("arguments", repr(name), "must not be blank", "name a YAML file, for example yamls/edm2.yaml")
+    is_folder = os.path.isdir(name)
+    if not is_folder and "/" not in name and not name.endswith((".yaml", ".yml")):
+        fix = "write for example model.dropout=0.1, or name a YAML file"
+        return Problem(name, None, "is neither key=value nor a YAML file", fix)
+    places = {name if is_folder else os.path.dirname(name) or ".", "yamls"}
+    known = sorted(str(path) for place in places if os.path.isdir(place) for path in Path(place).glob("*.yaml"))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    fix = f"did you mean {close[0]}?" if close else f"name one of {', '.join(known)}" if known else "name a YAML file"
+    return Problem(name, None, "is a folder, not a YAML file" if is_folder else "no such file", fix)
+
+
+def _bad_reference(key: str, error: OmegaConfBaseException, value: str | None = None) -> Problem:
+    """A `${...}` that OmegaConf cannot follow."""
+    fix = "refer to a key that a file or argument sets, as in ${model.dropout}, or write a plain value"
+    return Problem(key, value, f"cannot be resolved: {str(error).splitlines()[0]}", fix)
 
 
 def _read_override(argument: str) -> DictConfig:
     key, value = argument.split("=", 1)
     if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
         raise ConfigError([Problem(argument, None, "is not key=value", "write for example model.dropout=0.1")])
-    if not value.strip():
-        raise ConfigError([Problem(key, "''", "must not be blank", f"write {key}=VALUE, or {key}=null for none")])
+    if value.strip() in ("", "???"):
+        fix = f"write {key}=VALUE, or {key}=null for none"
+        raise ConfigError([Problem(key, repr(value), "must not be blank", fix)])
     try:
         return OmegaConf.from_dotlist([argument])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except GrammarParseError as error:
+        raise ConfigError([_bad_reference(key, error, value)]) from None
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError([Problem(key, value, f"is not valid YAML: {what}", "quote it for the shell")]) from None
+        fix = f"quote it for YAML, and that for the shell: '{key}=\"...\"'"
+        raise ConfigError([Problem(key, value, f"is not valid YAML: {what}", fix)]) from None
 
 
 def _validate(tree: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
@@ -176,6 +216,8 @@ def _mentions(problem: Problem, keys: set[str]) -> bool:
 
 def _make_valid(tree: dict[str, Any], key: str) -> None:
     """Replace a bad key by its default, or by its example if it has none."""
+    if tree.pop(key, None) is not None:  # a key with dots
+        return
     *sections, leaf = key.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):
@@ -231,18 +273,35 @@ def _problems(error: ValidationError) -> list[Problem]:
 
 def _problem(key: str, items: list[Any]) -> Problem:
     kind, given = items[0]["type"], items[0]["input"]
+    field = _field(key)
+    if kind == "extra_forbidden" and field is not None:
+        *sections, leaf = key.split(".")
+        return Problem(key, repr(given), "is written with dots, which only key=value arguments may have",
+                       f"indent {leaf} below {'.'.join(sections)}")  # fmt: skip
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.6)
-        same_name = [known for known in _all_keys() if known.split(".")[-1] == key.split(".")[-1]]
-        guess = (same_name or close or [None])[0]
+        guess = _meant(key)
         return Problem(key, repr(given), "is not a key of the configuration",
                        f"did you mean {guess}?" if guess else "remove it; yamls/edm2.yaml shows every key")  # fmt: skip
-    field = _field(key)
     example = repr(field.examples[0]) if field is not None and field.examples else "as in yamls/edm2.yaml"
     fix = f"set {key}, for example {example} ({field.description})" if field is not None else "see yamls/edm2.yaml"
     if kind == "missing" or given == "???":
         return Problem(key, None, "is missing", fix)
-    if given is None or given == "":
+    if given is None or (isinstance(given, str) and not given.strip()):
         return Problem(key, repr(given), "must not be blank", fix)
-    rules = dict.fromkeys(item["msg"].removeprefix("Value error, ").replace("Input should", "must") for item in items)
-    return Problem(key, repr(given), " or ".join(rules), fix)
+    if kind == "model_type":
+        return Problem(key, repr(given), "must be a section, with keys of its own", fix)
+    messages = (item["msg"].removeprefix("Value error, ").replace(" after validation", "") for item in items)
+    rules = dict.fromkeys(re.sub(r"^\w+ should", "must", message) for message in messages)
+    return Problem(key, repr(given), " or ".join(rules).replace(" or must be ", " or "), fix)
+
+
+def _meant(key: str) -> str:
+    """Keys that an unknown one may stand for: spelt alike in its section, of that name elsewhere, or alike there."""
+    section, _, leaf = key.rpartition(".")
+    known = [name.rpartition(".") for name in _all_keys()]
+    siblings = difflib.get_close_matches(leaf, [name for parent, _, name in known if parent == section], n=1)
+    close = [f"{section}.{name}".lstrip(".") for name in siblings]
+    same = [name for name in _all_keys() if re.search(rf"(?:^|[._]){re.escape(leaf)}$", name)]
+    alike = difflib.get_close_matches(leaf, [name for _, _, name in known], n=1, cutoff=0.7)
+    elsewhere = ["".join(parts) for parts in known if parts[2] in alike]
+    return " or ".join(dict.fromkeys(close + same or elsewhere))

@@ -1,6 +1,7 @@
 """Rules that span several keys of the configuration, or the configuration and the machine."""
 
 import importlib.util
+import math
 import re
 from collections.abc import Iterator
 
@@ -16,12 +17,16 @@ def broken_rules(config: Config) -> Iterator[Problem]:
     yield from _averages(config)
     yield from _places(config)
     if config.loss.label_dropout > 0 and config.model.label_dim == 0:
-        yield Problem("loss.label_dropout", str(config.loss.label_dropout), "has no labels to drop: model.label_dim is 0",
+        yield Problem("loss.label_dropout", str(config.loss.label_dropout),
+                      "has no labels to drop: model.label_dim is 0",
                       "set loss.label_dropout=0 or name the number of classes in model.label_dim")  # fmt: skip
     micro = config.device_train_microbatch_size
     if isinstance(micro, int) and config.global_batch_size % micro != 0:
         yield Problem("device_train_microbatch_size", str(micro), "must divide global_batch_size "
                       f"{config.global_batch_size}", f"use {_divisor(config.global_batch_size, micro)}")  # fmt: skip
+    if micro == "auto" and config.device == "cpu":
+        yield Problem("device_train_microbatch_size", "auto", "needs a GPU, but device is cpu",
+                      "set device_train_microbatch_size=null or device=gpu")  # fmt: skip
     for name in ("wandb", "mlflow"):
         if getattr(config.logging, name) is not None and importlib.util.find_spec(name) is None:
             yield Problem(f"logging.{name}", None, f"needs the package {name}, which is not installed",
@@ -55,7 +60,8 @@ def _intervals(config: Config) -> Iterator[Problem]:
             yield Problem(key, str(span), "must be above 0", f"use a multiple of global_batch_size, {_example(config)}")
         elif span.unit == "sp" and span.value % config.global_batch_size != 0:
             yield Problem(key, str(span), f"is {span.value} images, which must be a multiple of global_batch_size "
-                          f"{config.global_batch_size}", f"use {_nearest(span.value, config.global_batch_size)}")  # fmt: skip
+                          f"{config.global_batch_size}",
+                          f"use {_nearest(span.value, config.global_batch_size)}")  # fmt: skip
     if config.optimizer.rampup.unit == "ep":
         yield Problem("optimizer.rampup", str(config.optimizer.rampup), "must be in images or batches, not epochs",
                       "write for example 10M")  # fmt: skip
@@ -69,25 +75,30 @@ def _network(config: Config) -> Iterator[Problem]:
                       f"halved once per level of model.channel_mult {model.channel_mult} after the first",
                       f"use {_nearest(model.img_resolution, 2**halvings)} or fewer levels")  # fmt: skip
         return
-    widths = {model.img_resolution >> level: model.model_channels * mult for level, mult in enumerate(model.channel_mult)}
+    channels = [model.model_channels * multiplier for multiplier in model.channel_mult]
+    widths = {model.img_resolution >> level: width for level, width in enumerate(channels)}
     unknown = [resolution for resolution in model.attn_resolutions if resolution not in widths]
     if unknown:
-        yield Problem("model.attn_resolutions", str(model.attn_resolutions), f"must be among the resolutions of the "
-                      f"levels, {sorted(widths)}; not {unknown}", f"use for example [{min(widths)}]")  # fmt: skip
+        yield Problem("model.attn_resolutions", str(model.attn_resolutions), "must be among the resolutions that "
+                      f"model.img_resolution and model.channel_mult make, {sorted(widths)}; not {unknown}",
+                      f"use for example [{min(widths)}]")  # fmt: skip
     lowest = min(widths)  # the decoder attends there whatever attn_resolutions says
-    for resolution in sorted({lowest, *model.attn_resolutions} & widths.keys()):
-        if widths[resolution] % model.channels_per_head != 0:
-            yield Problem("model.channels_per_head", str(model.channels_per_head),
-                          f"must divide the {widths[resolution]} channels of the attention at resolution {resolution} "
-                          f"(model.model_channels {model.model_channels} times model.channel_mult)",
-                          f"use {_divisor(widths[resolution], model.channels_per_head)}")  # fmt: skip
+    attended = sorted({lowest, *model.attn_resolutions} & widths.keys())
+    if any(widths[resolution] % model.channels_per_head != 0 for resolution in attended):
+        found = " and ".join(f"{widths[resolution]} at {resolution}x{resolution}" for resolution in attended)
+        common = math.gcd(*(widths[resolution] for resolution in attended))
+        yield Problem("model.channels_per_head", str(model.channels_per_head),
+                      f"must divide the channels where there is attention, {found} (they follow from "
+                      "model.model_channels, model.channel_mult, model.img_resolution and model.attn_resolutions)",
+                      f"use {_divisor(common, model.channels_per_head)}")  # fmt: skip
 
 
 def _averages(config: Config) -> Iterator[Problem]:
     lengths = config.ema.sigma_rels
     if any(round(length, 3) != length for length in lengths):
+        near = sorted({min(max(round(length, 3), 0.001), 0.288) for length in lengths})
         yield Problem("ema.sigma_rels", str(lengths), "must have at most 3 decimals, as the names of the snapshots",
-                      f"use {sorted({round(length, 3) for length in lengths})}")  # fmt: skip
+                      f"use {near}")  # fmt: skip
     elif len(set(lengths)) < len(lengths):
         yield Problem("ema.sigma_rels", str(lengths), "must not repeat a length", f"use {sorted(set(lengths))}")
 
@@ -97,11 +108,12 @@ def _places(config: Config) -> Iterator[Problem]:
         yield Problem("save_folder", config.save_folder, "must be a local folder",
                       "write to a local folder and copy it to object storage afterwards")  # fmt: skip
     if config.checkpoints.keep == 0:
-        yield Problem("checkpoints.keep", "0", "must be -1 (all) or at least 1: without a checkpoint nothing can resume",
+        yield Problem("checkpoints.keep", "0", "must be -1 (all) or at least 1: nothing can resume without one",
                       "use 2")  # fmt: skip
     limit = config.data.cache_limit
     if limit is not None and not re.fullmatch(r"\d+(\.\d+)?(b|kb|mb|gb|tb|pb)", limit.lower()):
-        yield Problem("data.cache_limit", repr(limit), "must be a size in b, kb, mb, gb, tb or pb", "write for example 200gb")
+        yield Problem("data.cache_limit", repr(limit), "must be a size in b, kb, mb, gb, tb or pb",
+                      "write for example 200gb")  # fmt: skip
 
 
 def _nearest(value: int, base: int) -> str:

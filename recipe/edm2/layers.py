@@ -14,7 +14,7 @@ EPS = 1e-4  # added to the RMS outside the root (Algorithm 1), so that an all-ze
 
 
 def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = EPS) -> Tensor:
-    """Scale `x` to unit RMS along `dim`: x / (eps + rms(x)); PixelNorm (eq. 30) for dim=1, Algorithm 1 for weights.
+    """Scale `x` to unit RMS along `dim`: x / (rms(x) + eps); PixelNorm (eq. 30) for dim=1, Algorithm 1 for weights.
 
     The norm is computed in float32 whatever the dtype of `x`; the result has the dtype of `x`.
 
@@ -23,18 +23,22 @@ def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = EP
         dim: dimensions that one norm spans; None means all but the first (one norm per output unit of a weight).
         eps: keeps the division finite.
     """
+    return x * inverse_rms(x, dim, eps).to(x.dtype)
+
+
+def inverse_rms(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = EPS) -> Tensor:
+    """The float32 factor 1 / (rms(x) + eps) by which `normalize` scales, with size 1 along `dim`."""
     if dim is None:
         dim = list(range(1, x.ndim))
     elif isinstance(dim, int):
         dim = [dim]
     count = math.prod(x.shape[d] for d in dim)
-    rms = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32) * count**-0.5
-    return x / (rms + eps).to(x.dtype)
+    return 1 / (torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32) * count**-0.5 + eps)
 
 
 def mp_silu(x: Tensor) -> Tensor:
     """SiLU over 0.596, its RMS for unit normal input (eq. 81)."""
-    return F.silu(x) / 0.596
+    return F.silu(x) * (1 / 0.596)
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
@@ -59,7 +63,7 @@ def resample(x: Tensor, mode: str = "keep") -> Tensor:
     if mode == "down":
         return F.avg_pool2d(x, 2)
     if mode == "up":
-        return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        return F.interpolate(x, scale_factor=2, mode="nearest")
     raise ValueError(f"resample mode {mode!r} is not one of 'keep', 'down', 'up'")
 
 
@@ -114,12 +118,13 @@ class MPConv(nn.Module):
     @torch.no_grad()
     def project_(self) -> None:
         """Scale the stored weight in place to unit RMS per output unit."""
-        self.weight.copy_(normalize(self.weight))
+        self.weight.mul_(inverse_rms(self.weight))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """Apply to `x`; `gain` is a number or a learned tensor of shape [1] that scales the output."""
-        weight = normalize(self.weight.float())
-        weight = (weight * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
+        fan_in = self.weight[0].numel()
+        # One factor per output unit, so that the weight itself is read and written once.
+        weight = (self.weight * (inverse_rms(self.weight) * (gain / math.sqrt(fan_in)))).to(x.dtype)
         if weight.ndim == 2:
             return F.linear(x, weight)
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)

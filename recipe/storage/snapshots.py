@@ -74,9 +74,10 @@ def list_snapshots(folder: Path, kind: str = "snapshot") -> list[SnapshotFile]:
     return sorted(found)
 
 
-def averaged_names(net: torch.nn.Module) -> set[str]:
-    """Names of the tensors that are averages; the others are buffers, which are copied and stay in float32."""
-    return {name for name, _ in net.named_parameters()}
+def buffer_names(network: Mapping[str, Any]) -> set[str]:
+    """Names of the tensors that are not averaged but copied, in float32, of the network with these arguments."""
+    with torch.device("meta"):
+        return {name for name, _ in Precond(**network).named_buffers()}
 
 
 def save_snapshot(path: Path, tensors: Mapping[str, Tensor], info: SnapshotInfo) -> None:
@@ -127,14 +128,19 @@ class SnapshotReader:
         metadata = self._file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise SnapshotError(f"{self.path}: is a safetensors file, but not a snapshot of this recipe")
-        self._digests = json.loads(metadata["digests"])
-        self.info = SnapshotInfo(
-            network=json.loads(metadata["network"]),
-            nimg=int(metadata["nimg"]),
-            sigma_rel=float(metadata["sigma_rel"]),
-            dataset=json.loads(metadata["dataset"]),
-            extra=json.loads(metadata["extra"]),
-        )
+        try:
+            self._digests = json.loads(metadata["digests"])
+            self.info = SnapshotInfo(
+                network=json.loads(metadata["network"]),
+                nimg=int(metadata["nimg"]),
+                sigma_rel=float(metadata["sigma_rel"]),
+                dataset=json.loads(metadata["dataset"]),
+                extra=json.loads(metadata["extra"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise SnapshotError(f"{self.path}: its header is damaged ({error!r}); fetch or make it again") from None
+        if self._digests.keys() != set(self._file.keys()):
+            raise SnapshotError(f"{self.path}: its header names other tensors than it holds; fetch or make it again")
         return self
 
     def __exit__(self, *exc) -> None:
@@ -160,8 +166,13 @@ def load_network(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Precon
         SnapshotError: if the file is missing, damaged or not a snapshot.
     """
     with SnapshotReader(path) as reader:
-        with torch.device("meta"):
-            net = Precond(**reader.info.network, dtype=dtype)
-        net.to_empty(device="cpu")
-        net.load_state_dict({name: tensor.float() for name, tensor in reader.read_all().items()})
+        tensors = {name: tensor.float() for name, tensor in reader.read_all().items()}
+        try:
+            with torch.device("meta"):
+                net = Precond(**reader.info.network, dtype=dtype)
+            net.to_empty(device="cpu")
+            net.load_state_dict(tensors)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise SnapshotError(f"{path}: its tensors do not fit its network ({reason}); make it again") from None
         return net.eval().requires_grad_(False), reader.info

@@ -13,7 +13,7 @@ from PIL import Image
 from recipe.edm2.generate import SamplerSettings, generate_batches
 from recipe.edm2.images import image_grid, to_pixels
 from recipe.edm2.precond import Precond
-from recipe.storage.snapshots import SnapshotInfo, averaged_names, save_snapshot, snapshot_name
+from recipe.storage.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 from recipe.training.model import unwrap
 
 
@@ -74,11 +74,9 @@ class EMASnapshots(_AtIntervals):
 
 def snapshot_tensors(net: Precond, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The network's state on the CPU as a snapshot stores it: averages in `dtype`, buffers as they are."""
-    averaged = averaged_names(net)
-    return {
-        name: tensor.detach().to("cpu", dtype if name in averaged else tensor.dtype, copy=True)
-        for name, tensor in net.state_dict().items()
-    }
+    averages = {name: tensor.detach().to("cpu", dtype, copy=True) for name, tensor in net.named_parameters()}
+    buffers = {name: tensor.to("cpu", copy=True) for name, tensor in net.named_buffers()}
+    return averages | buffers
 
 
 class SampleGrid(_AtIntervals):

@@ -1,0 +1,74 @@
+"""Make EMA weights of any length from a run's snapshots, after training (Section 3.2).
+
+    python recipe/reconstruct.py RUN --sigma-rel 0.05,0.10:0.20:0.05 [--nimg 8Mi] [--out DIR]
+
+RUN is a run's folder. Writes posthoc-NIMG-SIGMA_REL.safetensors files, which recipe/sample.py reads.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from recipe.arguments import parse_numbers, unique
+from recipe.edm2.ema import SIGMA_REL_LIMIT
+from recipe.storage.posthoc import PosthocError, reconstruct, solve, usable_snapshots
+from recipe.storage.snapshots import SnapshotError, SnapshotInfo, list_snapshots, save_snapshot, snapshot_name
+from recipe.units import Span
+
+
+def lengths(text: str) -> list[float]:
+    """The wanted lengths; raises ValueError naming the value and the rule."""
+    found = unique(parse_numbers(text))
+    for length in found:
+        if not 0 < length < SIGMA_REL_LIMIT:
+            raise ValueError(f"sigma_rel {length:g} must be above 0 and below 12^-0.5 = {SIGMA_REL_LIMIT:.4f}")
+        if round(length, 3) != length:
+            raise ValueError(f"sigma_rel {length:g} must have at most 3 decimals, as the names of the files")
+    return found
+
+
+def run(folder: Path, sigma_rels: list[float], nimg: int | None, out: Path, dtype: torch.dtype, force: bool) -> list[Path]:
+    """Write one file per length below `out`; returns their paths. Raises PosthocError or SnapshotError."""
+    if not folder.is_dir():
+        raise PosthocError(f"{folder}: no such folder; name the folder of a run, for example runs/edm2")
+    snapshots, target = usable_snapshots(list_snapshots(folder / "snapshots"), nimg)
+    coefficients, errors = solve(snapshots, target, sigma_rels, force)
+    weights, last = reconstruct(snapshots, coefficients, dtype)
+    paths = []
+    for index, sigma_rel in enumerate(sigma_rels):
+        path = out / snapshot_name(target, sigma_rel, "posthoc")
+        extra = {"profile_error": float(errors[index]), "snapshots": len(snapshots)}
+        save_snapshot(path, weights[index], SnapshotInfo(last.network, target, sigma_rel, last.dataset, extra))
+        print(f"{path}  sigma_rel {sigma_rel:g}, profile error {errors[index]:.2%} from {len(snapshots)} snapshots")
+        paths.append(path)
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make EMA weights of any length from a run's snapshots.")
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--sigma-rel", required=True, metavar="LIST", help="lengths: 0.05,0.10 or start:end:step")
+    parser.add_argument("--nimg", metavar="IMAGES", help="time of the average, a snapshot's (default: the latest)")
+    parser.add_argument("--out", type=Path, help="where the files go (default: RUN/posthoc)")
+    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="stored precision")
+    parser.add_argument("--force", action="store_true", help="also make averages that the snapshots support poorly")
+    arguments = parser.parse_args()
+    try:
+        nimg = None if arguments.nimg is None else Span.parse(arguments.nimg).images(1)
+        run(
+            arguments.run,
+            lengths(arguments.sigma_rel),
+            nimg,
+            arguments.out or arguments.run / "posthoc",
+            getattr(torch, arguments.dtype),
+            arguments.force,
+        )
+    except (PosthocError, SnapshotError, ValueError) as error:
+        print(f"reconstruct.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Draw images from a snapshot.
+
+    python recipe/sample.py SNAPSHOT --seeds 0-39 [--labels 0-9] --out DIR [--grid grid.png]
+
+Image i depends on its seed and label alone, whatever the batch size; its label is the seed-th of --labels, cyclically.
+Guidance: --guidance 2 --guide WEAKER_SNAPSHOT (autoguidance: less trained or smaller), or without --guide against the
+same network without labels (classifier-free; wants label dropout in training).
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from recipe.arguments import parse_integers
+from recipe.edm2.generate import SamplerSettings, generate_batches
+from recipe.edm2.images import image_grid, to_pixels
+from recipe.edm2.precond import Precond
+from recipe.storage.snapshots import SnapshotError, load_network
+
+
+class SampleError(ValueError):
+    """Arguments that do not fit the network; the message names them."""
+
+
+def labels_for(seeds: Sequence[int], wanted: str | None, label_dim: int) -> list[int]:
+    """The class of each seed: the seed-th of the wanted ones, cyclically; all classes if None; -1 = unconditional.
+
+    Raises:
+        SampleError: a class that the network does not know.
+    """
+    if label_dim == 0:
+        if wanted is not None:
+            raise SampleError(f"--labels {wanted}: the network is unconditional; leave --labels out")
+        return [-1] * len(seeds)
+    if wanted == "none":
+        return [-1] * len(seeds)
+    classes = list(range(label_dim)) if wanted is None else parse_integers(wanted)
+    if max(classes) >= label_dim:
+        raise SampleError(f"--labels {wanted}: the network knows the classes 0 to {label_dim - 1}")
+    return [classes[seed % len(classes)] for seed in seeds]
+
+
+def draw(
+    net: Precond, seeds: Sequence[int], labels: Sequence[int], settings: SamplerSettings, batch_size: int,
+    guide: Precond | None = None,
+) -> Tensor:  # fmt: skip
+    """uint8 images [N, C, H, W], one per seed, with a progress bar."""
+    batches = generate_batches(net, seeds, labels, settings, batch_size, guide)
+    total = math.ceil(len(seeds) / batch_size)
+    return torch.cat([to_pixels(batch) for batch in tqdm(batches, total=total, desc="sample", unit="batch", disable=None)])
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    """A Pillow image from uint8 [H, W, C] with 1 or 3 channels."""
+    return Image.fromarray(pixels.squeeze(2).numpy())
+
+
+def write_images(pixels: Tensor, seeds: Sequence[int], out: Path) -> None:
+    """One PNG per image, named by its seed."""
+    out.mkdir(parents=True, exist_ok=True)
+    for image, seed in zip(pixels, seeds, strict=True):
+        as_image(image.permute(1, 2, 0)).save(out / f"{seed:06d}.png")
+
+
+def load(path: Path, device: torch.device, dtype: torch.dtype) -> Precond:
+    net, _ = load_network(path, dtype)
+    if net.img_channels not in (1, 3):
+        raise SampleError(f"{path}: makes images of {net.img_channels} channels; only 1 or 3 can be written as PNG")
+    return net.to(device)
+
+
+def arguments_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Draw images from a snapshot.")
+    parser.add_argument("snapshot", type=Path, help=".safetensors file of a run's snapshots or posthoc folder")
+    parser.add_argument("--seeds", default="0-39", metavar="LIST", help="one image each (default 0-39)")
+    parser.add_argument("--labels", metavar="LIST", help="classes to go through; none = unconditional (default: all)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the images, SEED.png")
+    parser.add_argument("--grid", type=Path, help="also write all images as one PNG")
+    parser.add_argument("--columns", type=int, default=10, help="images in a row of the grid (default 10)")
+    parser.add_argument("--steps", type=int, default=32, help="noise levels of the sampler (default 32)")
+    parser.add_argument("--sigma-min", type=float, default=0.002)
+    parser.add_argument("--sigma-max", type=float, default=80.0)
+    parser.add_argument("--rho", type=float, default=7.0)
+    parser.add_argument("--churn", type=float, default=0.0, help="S_churn; 0 = deterministic (default)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="1 = none (default)")
+    parser.add_argument("--guide", type=Path, metavar="SNAPSHOT", help="network to guide away from")
+    parser.add_argument("--batch-size", type=int, default=64, help="images drawn at once (default 64)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default float16 on CUDA, else float32")
+    return parser
+
+
+def main() -> None:
+    arguments = arguments_parser().parse_args()
+    try:
+        for name in ("steps", "columns", "batch_size"):
+            if getattr(arguments, name) < 1:
+                raise SampleError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+        device = torch.device(arguments.device)
+        dtype = getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
+        seeds = parse_integers(arguments.seeds)
+        net = load(arguments.snapshot, device, dtype)
+        labels = labels_for(seeds, arguments.labels, net.label_dim)
+        guide = load(arguments.guide, device, dtype) if arguments.guide else None
+        settings = SamplerSettings(
+            arguments.steps, arguments.sigma_min, arguments.sigma_max, arguments.rho, arguments.churn,
+            guidance=arguments.guidance,
+        )  # fmt: skip
+        pixels = draw(net, seeds, labels, settings, arguments.batch_size, guide)
+    except (SampleError, SnapshotError, ValueError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    write_images(pixels, seeds, arguments.out)
+    print(f"{arguments.out}: {len(seeds)} images of seeds {arguments.seeds}")
+    if arguments.grid:
+        arguments.grid.parent.mkdir(parents=True, exist_ok=True)
+        as_image(image_grid(pixels, arguments.columns)).save(arguments.grid)
+        print(f"{arguments.grid}: the same images, {arguments.columns} to a row")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The method inside a real Composer Trainer: parity with the official code, microbatches, gradient scrubbing."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from composer import Trainer
+from composer.callbacks import LRMonitor, NaNMonitor
+from composer.core import Algorithm, Callback, Event, State
+from composer.loggers import InMemoryLogger, Logger
+from torch.utils.data import DataLoader, Dataset
+
+from golden_data import load, relative_error, under
+from recipe.edm2.loss import sample_sigma
+from recipe.edm2.precond import Precond
+from recipe.training.algorithms import (
+    ExampleNoise,
+    ForcedWeightNorm,
+    InverseSqrtLR,
+    PowerEMA,
+    ScrubGradients,
+    scrub_,
+    training_algorithms,
+)
+from recipe.training.model import DiffusionModel
+from test_golden import check_final_weights
+
+
+class Examples(Dataset):
+    """Images and labels in order; an example's id is its position."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"image": self.images[index], "label": self.labels[index], "id": torch.tensor(index)}
+
+
+class GivenNoise(ExampleNoise):
+    """Takes an example's noise from a table instead of drawing it."""
+
+    def __init__(self, rnd_normal: torch.Tensor, noise: torch.Tensor, P_mean: float, P_std: float):
+        super().__init__(0, P_mean, P_std)
+        self.table = rnd_normal, noise
+
+    def draw(self, batch: dict[str, torch.Tensor], batch_number: int) -> dict[str, torch.Tensor]:
+        rnd_normal, noise = (values[batch["id"]] for values in self.table)
+        return {"sigma": sample_sigma(rnd_normal, self.P_mean, self.P_std), "noise": noise}
+
+
+def fit(
+    model: DiffusionModel,
+    examples: Examples,
+    algorithms: list[Algorithm],
+    batch_size: int,
+    steps: int,
+    betas: tuple[float, float] = (0.9, 0.99),
+    microbatch: int | None = None,
+    callbacks: tuple[Callback, ...] = (),
+) -> dict[str, list[float]]:
+    """Train for some steps; returns every logged metric's values in order."""
+    logger = InMemoryLogger()
+    trainer = Trainer(
+        model=model,
+        train_dataloader=DataLoader(examples, batch_size=batch_size),
+        optimizers=torch.optim.Adam(model.parameters_to_train(), betas=betas),
+        max_duration=f"{steps}ba",
+        algorithms=algorithms,
+        callbacks=[LRMonitor(), NaNMonitor(), *callbacks],
+        loggers=[logger],
+        device="cpu",
+        precision="fp32",
+        device_train_microbatch_size=microbatch,
+        progress_bar=False,
+        seed=1,
+    )
+    trainer.fit()
+    trainer.close()
+    return {name: [float(value) for _, value in values] for name, values in logger.data.items() if name != "x"}
+
+
+def golden_run() -> tuple[DiffusionModel, Examples, list[Algorithm], dict[str, torch.Tensor], dict[str, str]]:
+    golden, metadata = load("training")
+    net = Precond(**json.loads(metadata["config"]))
+    net.load_state_dict(under(golden, "weights"))
+    model = DiffusionModel(net, [float(value) for value in metadata["ema_sigma_rels"].split(",")])
+    data = {name: golden[f"data/{name}"].flatten(0, 1) for name in ("images", "labels", "rnd_normal", "noise")}
+    config = SimpleNamespace(
+        seed=0,
+        global_batch_size=int(metadata["batch_size"]),
+        optimizer=SimpleNamespace(ref_lr=float(metadata["ref_lr"]), ref_batches=float(metadata["ref_batches"])),
+        loss=SimpleNamespace(P_mean=-0.4, P_std=1.0, label_dropout=0.0),
+    )
+    algorithms = training_algorithms(config, int(metadata["rampup_images"]), rank=0)
+    given = GivenNoise(data["rnd_normal"], data["noise"], float(metadata["P_mean"]), float(metadata["P_std"]))
+    algorithms = [given if isinstance(algorithm, ExampleNoise) else algorithm for algorithm in algorithms]
+    return model, Examples(data["images"], data["labels"]), algorithms, golden, metadata
+
+
+@pytest.mark.parametrize("microbatch", [None, 8])
+def test_golden_training_through_trainer(microbatch: int | None):
+    model, examples, algorithms, golden, metadata = golden_run()
+    betas = tuple(float(value) for value in metadata["adam_betas"].split(","))
+    steps = int(metadata["steps"])
+    logged = fit(model, examples, algorithms, int(metadata["batch_size"]), steps, betas, microbatch)  # pyright: ignore
+    assert logged["loss/train/total"] == pytest.approx(golden["out/loss"].tolist(), rel=1e-5)
+    assert logged["lr-Adam/group0"] == pytest.approx(golden["out/lr"].tolist(), rel=1e-12)
+    assert logged["gradients/nonfinite"] == [0.0] * steps
+    check_final_weights(dict(model.net.named_parameters()), under(golden, "final"))
+    for sigma_rel, ema in model.averages():
+        check_final_weights(dict(ema.named_parameters()), under(golden, f"ema_{sigma_rel:.3f}"))
+
+
+def test_golden_training_notices_a_dropped_projection():
+    """The replay above can fail: without forced weight normalisation it does."""
+    model, examples, algorithms, golden, metadata = golden_run()
+    algorithms = [algorithm for algorithm in algorithms if not isinstance(algorithm, ForcedWeightNorm)]
+    logged = fit(model, examples, algorithms, int(metadata["batch_size"]), int(metadata["steps"]))
+    assert logged["loss/train/total"] != pytest.approx(golden["out/loss"].tolist(), rel=1e-5)
+
+
+TINY: dict[str, Any] = dict(
+    img_resolution=8, img_channels=1, label_dim=10, model_channels=16, channel_mult=[1, 2], num_blocks=1,
+    attn_resolutions=[4], channels_per_head=16,
+)  # fmt: skip
+
+
+def tiny_run(microbatch: int | None, **callbacks: Any) -> tuple[DiffusionModel, dict[str, list[float]]]:
+    torch.manual_seed(3)
+    model = DiffusionModel(Precond(**TINY), [0.05, 0.1])
+    examples = Examples(torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10)
+    algorithms: list[Algorithm] = [
+        ForcedWeightNorm(),
+        InverseSqrtLR(16, ref_lr=0.01, ref_batches=8, rampup_nimg=32),
+        ExampleNoise(seed=5, P_mean=-0.4, P_std=1.0, label_dropout=0.2),
+        ScrubGradients(),
+        PowerEMA(),
+    ]
+    return model, fit(model, examples, algorithms, 16, 12, microbatch=microbatch, **callbacks)
+
+
+def flat(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_microbatch_size_does_not_matter():
+    whole, reference = tiny_run(None)
+    for microbatch in (1, 4):
+        model, logged = tiny_run(microbatch)
+        assert logged["loss/train/total"] == pytest.approx(reference["loss/train/total"], rel=1e-4)
+        assert relative_error(flat(model.net), flat(whole.net)) < 1e-3
+        for (_, ema), (_, reference_ema) in zip(model.averages(), whole.averages(), strict=True):
+            assert relative_error(flat(ema), flat(reference_ema)) < 1e-3
+
+
+class Poison(Callback):
+    """Makes some gradients non-finite after the backward pass of one batch, and keeps the weights around it."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+        self.before: torch.Tensor | None = None
+
+    def after_backward(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value == self.batch:
+            gradient = state.model.net.unet.out_conv.weight.grad
+            gradient.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), float("-inf")])
+
+
+def test_nonfinite_gradients_are_scrubbed_counted_and_logged(caplog: pytest.LogCaptureFixture):
+    model, logged = tiny_run(None, callbacks=(Poison(batch=4),))
+    assert logged["gradients/nonfinite"] == [3.0 if batch == 4 else 0.0 for batch in range(12)]
+    assert "batch 4: 3 non-finite gradient elements set to 0" in caplog.text
+    assert flat(model.net).isfinite().all()
+
+
+def test_scrub_keeps_huge_finite_gradients():
+    gradient = torch.tensor([3e38, 3e38, float("nan")])
+    assert scrub_([gradient, torch.ones(2)]) == 1
+    assert torch.equal(gradient, torch.tensor([3e38, 3e38, 0.0]))
+    huge = torch.tensor([3e38, 3e38])  # its norm overflows float32, its elements do not
+    assert scrub_([huge]) == 0
+    assert torch.equal(huge, torch.tensor([3e38, 3e38]))
+
+
+def test_learning_rate_is_that_of_the_images_seen_before_the_step():
+    _, logged = tiny_run(None)
+    expected = [0.01 * min(16 * step / 32, 1) / max(step / 8, 1) ** 0.5 for step in range(12)]
+    assert logged["lr-Adam/group0"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_averages_follow_the_weights_and_nothing_else_does():
+    """The EMA after each step against a direct sum of the recorded weights (eq. 127), and raw weights stay raw."""
+    recorded: list[torch.Tensor] = []
+
+    class Record(Callback):
+        def batch_end(self, state: State, logger: Logger) -> None:
+            recorded.append(flat(state.model.net).double())
+
+    model, _ = tiny_run(None, callbacks=(Record(),))
+    for sigma_rel, ema in model.averages():
+        gamma = {0.05: 16.97219860, 0.1: 6.93720394}[sigma_rel]
+        expected = torch.zeros_like(recorded[0])
+        for step, weights in enumerate(recorded, start=1):
+            beta = (1 - 1 / step) ** (gamma + 1)
+            expected = beta * expected + (1 - beta) * weights
+        assert relative_error(flat(ema), expected) < 1e-6
+        assert not any(parameter.requires_grad for parameter in ema.parameters())
+    assert torch.equal(flat(model.net).double(), recorded[-1])
+
+
+def test_algorithms_act_at_their_events():
+    """Projection, learning rate and noise before the step; scrubbing before the optimizer; averages after it."""
+    state = SimpleNamespace()
+    matched = {
+        type(algorithm).__name__: [event for event in Event if algorithm.match(event, state)]  # pyright: ignore
+        for algorithm in (
+            ForcedWeightNorm(), InverseSqrtLR(1, 1, 1, 1), ExampleNoise(0, 0, 1), ScrubGradients(), PowerEMA()
+        )  # fmt: skip
+    }
+    assert matched == {
+        "ForcedWeightNorm": [Event.BATCH_START],
+        "InverseSqrtLR": [Event.BATCH_START],
+        "ExampleNoise": [Event.BATCH_START, Event.BEFORE_FORWARD],
+        "ScrubGradients": [Event.AFTER_TRAIN_BATCH],
+        "PowerEMA": [Event.BATCH_END],
+    }
