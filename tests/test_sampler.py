@@ -166,7 +166,9 @@ def test_churn_draws_new_noise_at_each_step(net: Precond):
     churned = generate(net, torch.tensor([5]), torch.tensor([1]), SamplerSettings(6, S_churn=20))
     assert (still - churned).norm() > 0.1 * still.norm()
     noise = [rng.normal(torch.tensor([5]), rng.SAMPLE_NOISE, 0, torch.tensor([0]), (1, 8, 8))]
-    noise += [rng.normal(torch.tensor([5]), rng.SAMPLE_CHURN, step, torch.tensor([0]), (1, 8, 8)) for step in range(1, 7)]
+    noise += [
+        rng.normal(torch.tensor([5]), rng.SAMPLE_CHURN, step, torch.tensor([0]), (1, 8, 8)) for step in range(1, 7)
+    ]
     later = iter(noise[1:])
     expected = heun(
         lambda x, sigma: net(x, sigma, torch.tensor([1])),  # pyright: ignore[reportArgumentType]

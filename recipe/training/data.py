@@ -16,6 +16,10 @@ STATISTICS = "stats.json"
 class DataError(ValueError):
     """Shards that are missing, damaged or at odds with the configuration; the message names the file or key."""
 
+    def __str__(self) -> str:
+        # A loader's worker process hands its errors over with its traceback around the message.
+        return super().__str__().strip().rsplit("DataError: ", 1)[-1]
+
 
 class ImageDataset(StreamingDataset):
     """Labelled images from MDS shards with the columns `image` (png, or a uint8 array [C, H, W]) and `label` (int).
@@ -56,10 +60,8 @@ class ImageDataset(StreamingDataset):
 
     def _where(self, sample_id: int) -> str:
         shard_id, index = self.spanner[int(sample_id)]
-        files = self.shards[shard_id].get_raw_size and self.shards[shard_id]
-        name = getattr(files, "raw_data", None)
-        folder = self.streams[self.stream_per_shard[shard_id]].local
-        return f"{folder}/{name.basename if name else f'shard {shard_id}'}, sample {index}"
+        shard = self.shards[shard_id]
+        return f"{shard.dirname}/{shard.raw_data.basename}, sample {index}"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _channels_first(image: Any) -> np.ndarray:
