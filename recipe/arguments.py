@@ -1,5 +1,6 @@
 """Ways of writing lists on the command line."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -13,6 +14,8 @@ def parse_integers(text: str) -> list[int]:
         start, end = int(first), int(last or first)
         if end < start:
             raise ValueError(f"{part.strip()!r} is a range that falls; write {end}-{start}")
+        if end >= 2**63:
+            raise ValueError(f"{part.strip()!r} goes beyond 2^63 - 1")
         numbers += range(start, end + 1)
     return numbers
 
@@ -27,7 +30,7 @@ def parse_numbers(text: str) -> list[float]:
             values = []
         if len(values) == 1:
             numbers += values
-        elif len(values) == 3 and values[2] > 0 and values[0] <= values[1]:
+        elif len(values) == 3 and values[2] > 0 and values[0] <= values[1] < math.inf:
             start, end, step = values
             numbers += [round(start + index * step, 9) for index in range(int((end - start) / step + 1e-6) + 1)]
         else:

@@ -116,7 +116,7 @@ class Checkpoints(Section):
 class Samples(Section):
     """Grids of samples drawn during training, by the raw weights and by each average."""
 
-    interval: Images | None = key("64Mi", "images between grids; null = none", "64Mi")
+    interval: Images | None = key(None, "images between grids; null = none", "64Mi")
     count: int = key(40, "images in a grid; image i has seed i and class i mod label_dim", ge=1)
     num_steps: int = key(32, "noise levels of the sampler", ge=1)
     batch_size: int = key(40, "images drawn at once; changes memory, not the result", ge=1)

@@ -29,7 +29,9 @@ def lengths(text: str) -> list[float]:
     return found
 
 
-def run(folder: Path, sigma_rels: list[float], nimg: int | None, out: Path, dtype: torch.dtype, force: bool) -> list[Path]:
+def run(
+    folder: Path, sigma_rels: list[float], nimg: int | None, out: Path, dtype: torch.dtype, force: bool
+) -> list[Path]:
     """Write one file per length below `out`; returns their paths. Raises PosthocError or SnapshotError."""
     if not folder.is_dir():
         raise PosthocError(f"{folder}: no such folder; name the folder of a run, for example runs/edm2")
@@ -65,7 +67,7 @@ def main() -> None:
             getattr(torch, arguments.dtype),
             arguments.force,
         )
-    except (PosthocError, SnapshotError, ValueError) as error:
+    except (PosthocError, SnapshotError, ValueError, OSError) as error:
         print(f"reconstruct.py: {error}", file=sys.stderr)
         sys.exit(2)
 

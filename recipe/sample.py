@@ -54,7 +54,8 @@ def draw(
     """uint8 images [N, C, H, W], one per seed, with a progress bar."""
     batches = generate_batches(net, seeds, labels, settings, batch_size, guide)
     total = math.ceil(len(seeds) / batch_size)
-    return torch.cat([to_pixels(batch) for batch in tqdm(batches, total=total, desc="sample", unit="batch", disable=None)])
+    progress = tqdm(batches, total=total, desc="sample", unit="batch", disable=None)
+    return torch.cat([to_pixels(batch) for batch in progress])
 
 
 def as_image(pixels: Tensor) -> Image.Image:
@@ -76,6 +77,14 @@ def load(path: Path, device: torch.device, dtype: torch.dtype) -> Precond:
     return net.to(device)
 
 
+def usable_device(name: str) -> torch.device:
+    """The device; raises SampleError if there is none of that name here."""
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        raise SampleError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
 def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Draw images from a snapshot.")
     parser.add_argument("snapshot", type=Path, help=".safetensors file of a run's snapshots or posthoc folder")
@@ -93,7 +102,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guide", type=Path, metavar="SNAPSHOT", help="network to guide away from")
     parser.add_argument("--batch-size", type=int, default=64, help="images drawn at once (default 64)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default float16 on CUDA, else float32")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="float16 on CUDA, else float32")
     return parser
 
 
@@ -103,26 +112,28 @@ def main() -> None:
         for name in ("steps", "columns", "batch_size"):
             if getattr(arguments, name) < 1:
                 raise SampleError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
-        device = torch.device(arguments.device)
+        device = usable_device(arguments.device)
         dtype = getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
         seeds = parse_integers(arguments.seeds)
         net = load(arguments.snapshot, device, dtype)
         labels = labels_for(seeds, arguments.labels, net.label_dim)
         guide = load(arguments.guide, device, dtype) if arguments.guide else None
+        if guide and (guide.img_resolution, guide.img_channels) != (net.img_resolution, net.img_channels):
+            raise SampleError(f"--guide {arguments.guide}: makes images of another shape than {arguments.snapshot}")
         settings = SamplerSettings(
             arguments.steps, arguments.sigma_min, arguments.sigma_max, arguments.rho, arguments.churn,
             guidance=arguments.guidance,
         )  # fmt: skip
         pixels = draw(net, seeds, labels, settings, arguments.batch_size, guide)
-    except (SampleError, SnapshotError, ValueError) as error:
+        write_images(pixels, seeds, arguments.out)
+        print(f"{arguments.out}: {len(seeds)} images of seeds {arguments.seeds}")
+        if arguments.grid:
+            arguments.grid.parent.mkdir(parents=True, exist_ok=True)
+            as_image(image_grid(pixels, arguments.columns)).save(arguments.grid)
+            print(f"{arguments.grid}: the same images, {arguments.columns} to a row")
+    except (SampleError, SnapshotError, ValueError, OSError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         sys.exit(2)
-    write_images(pixels, seeds, arguments.out)
-    print(f"{arguments.out}: {len(seeds)} images of seeds {arguments.seeds}")
-    if arguments.grid:
-        arguments.grid.parent.mkdir(parents=True, exist_ok=True)
-        as_image(image_grid(pixels, arguments.columns)).save(arguments.grid)
-        print(f"{arguments.grid}: the same images, {arguments.columns} to a row")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     composer recipe/train.py yamls/edm2.yaml [more.yaml ...] [key=value ...]
 
-Everything the run writes is below `save_folder`: config.yaml, checkpoints/, snapshots/, samples/, tensorboard/. The same
-command started again goes on from the latest checkpoint. `dry_run=true` checks the configuration and prints sizes.
+Everything the run writes is below `save_folder`: config.yaml, checkpoints/, snapshots/, samples/, tensorboard/. The
+same command started again goes on from the latest checkpoint. `dry_run=true` checks the configuration and prints sizes.
 Exit status: 0 done, 2 bad input, 1 anything else.
 """
 

@@ -3,9 +3,9 @@ import os
 # Tests, their ranks and their loader workers share few cores: spinning OpenMP threads would slow all of them a lot.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -13,7 +12,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def load(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of tests/golden/<name>.safetensors."""
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
 
 
 def load_schedules() -> dict:

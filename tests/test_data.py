@@ -62,7 +62,9 @@ def test_preparing_again_keeps_finished_work_and_refuses_other_work(digits: Path
     again = run(command_line("prepare.py", "digits", "--out", shards, "--resolution", 8))
     assert again.returncode == 0
     assert "already holds 5000 images of 1x8x8" in again.stdout
-    assert_refused(run(command_line("prepare.py", "digits", "--out", shards, "--resolution", 16)), str(shards), "delete")
+    assert_refused(
+        run(command_line("prepare.py", "digits", "--out", shards, "--resolution", 16)), str(shards), "delete"
+    )
     assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == before
 
 
@@ -147,7 +149,9 @@ def test_data_at_odds_with_the_configuration_names_the_key(digits: Path, key: st
 
 
 def test_unconditional_training_on_labelled_images(digits: Path):
-    config = SimpleNamespace(data=SimpleNamespace(local=str(digits)), model=SimpleNamespace(**NETWORK | {"label_dim": 0}))
+    config = SimpleNamespace(
+        data=SimpleNamespace(local=str(digits)), model=SimpleNamespace(**NETWORK | {"label_dim": 0})
+    )
     check_statistics(read_statistics(str(digits)), config)
     dataset = ImageDataset(**NETWORK | {"label_dim": 0}, local=str(digits), batch_size=4, shuffle=False)
     assert dataset[7]["label"] == -1

@@ -104,9 +104,7 @@ def test_training_through_pure_functions():
             rampup_nimg=float(metadata["rampup_images"]),
         )
         assert lr == pytest.approx(float(golden["out/lr"][step]), rel=1e-12)
-        sigma = loss.sample_sigma(
-            golden["data/rnd_normal"][step], float(metadata["P_mean"]), float(metadata["P_std"])
-        )
+        sigma = loss.sample_sigma(golden["data/rnd_normal"][step], float(metadata["P_mean"]), float(metadata["P_std"]))
         images, labels, noise = (golden[f"data/{name}"][step] for name in ("images", "labels", "noise"))
         optimizer.zero_grad()
         value = example_loss(net, images, labels, sigma, noise).mean()
@@ -124,7 +122,7 @@ def test_training_through_pure_functions():
 
 
 def check_final_weights(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> None:
-    """All together within 1e-4, the worst single tensor within 1e-2: gains are small, and float32 moves them by 3e-3."""
+    """All together within 1e-4, the worst tensor within 1e-2: gains are small, and float32 moves them by 3e-3."""
     assert ours.keys() == reference.keys()
     flat_ours = torch.cat([ours[name].detach().flatten() for name in reference])
     flat_reference = torch.cat([value.flatten() for value in reference.values()])

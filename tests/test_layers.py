@@ -3,6 +3,7 @@
 import pkgutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from recipe.edm2.layers import EPS, MPConv, MPFourier, mp_cat, mp_silu, mp_sum, 
 from recipe.edm2.precond import Precond, project_weights_
 from recipe.edm2.unet import Block, UNet
 
-SMALL = dict(img_resolution=8, img_channels=2, label_dim=10, model_channels=16, channel_mult=[1, 2],
+SMALL: dict[str, Any] = dict(img_resolution=8, img_channels=2, label_dim=10, model_channels=16, channel_mult=[1, 2],
              num_blocks=1, attn_resolutions=[4], channels_per_head=16)  # fmt: skip
 PRESETS = [  # model_channels, millions of parameters, billions of multiply-adds (paper, Table 6, and its layers alone)
     ("XXS", 64, "31.31", None),
@@ -125,7 +126,7 @@ def test_mp_conv_keeps_unit_variance(kernel: tuple[int, ...], in_channels: int):
         y = conv(torch.randn(512, in_channels, 8, 8))
         assert y.shape == (512, 16, 8, 8)
         y = y[:, :, border : 8 - border, border : 8 - border]
-        # 8192 values or more of each unit, whose neighbours correlate; were they independent, 5% would be 6 standard errors.
+        # 8192 values or more of each unit: 5% would be 6 standard errors if neighbours did not correlate.
         torch.testing.assert_close(rms(y, [0, 2, 3]), torch.ones(16).double(), rtol=0, atol=0.05)
     else:
         y = conv(torch.randn(8192, in_channels))

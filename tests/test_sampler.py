@@ -1,5 +1,6 @@
 """The sampler on Gaussian data, whose denoiser is known, and images as functions of their seeds and labels alone."""
 
+import itertools
 import math
 
 import pytest
@@ -85,7 +86,7 @@ def test_std_of_gaussian_samples():
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     errors = [abs(heun(gaussian_denoiser, one, num_steps).item() / STD - 1) for num_steps in (32, 64, 128, 256)]
     assert errors[-1] <= 5e-4
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert 3.5 <= coarse / fine <= 5  # second order: twice the steps, a quarter of the error
     samples = heun(gaussian_denoiser, torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0)), 64)
     assert samples.dtype == torch.float32
@@ -165,10 +166,9 @@ def test_churn_draws_new_noise_at_each_step(net: Precond):
     still = generate(net, torch.tensor([5]), torch.tensor([1]), SamplerSettings(6))
     churned = generate(net, torch.tensor([5]), torch.tensor([1]), SamplerSettings(6, S_churn=20))
     assert (still - churned).norm() > 0.1 * still.norm()
-    noise = [rng.normal(torch.tensor([5]), rng.SAMPLE_NOISE, 0, torch.tensor([0]), (1, 8, 8))]
-    noise += [
-        rng.normal(torch.tensor([5]), rng.SAMPLE_CHURN, step, torch.tensor([0]), (1, 8, 8)) for step in range(1, 7)
-    ]
+    seeds, ids = torch.tensor([5]), torch.tensor([0])
+    noise = [rng.normal(seeds, rng.SAMPLE_NOISE, 0, ids, (1, 8, 8))]
+    noise += [rng.normal(seeds, rng.SAMPLE_CHURN, step, ids, (1, 8, 8)) for step in range(1, 7)]
     later = iter(noise[1:])
     expected = heun(
         lambda x, sigma: net(x, sigma, torch.tensor([1])),  # pyright: ignore[reportArgumentType]

@@ -218,9 +218,13 @@ def test_algorithms_act_at_their_events():
     state = SimpleNamespace()
     matched = {
         type(algorithm).__name__: [event for event in Event if algorithm.match(event, state)]  # pyright: ignore
-        for algorithm in (
-            ForcedWeightNorm(), InverseSqrtLR(1, 1, 1, 1), ExampleNoise(0, 0, 1), ScrubGradients(), PowerEMA()
-        )  # fmt: skip
+        for algorithm in [
+            ForcedWeightNorm(),
+            InverseSqrtLR(1, 1, 1, 1),
+            ExampleNoise(0, 0, 1),
+            ScrubGradients(),
+            PowerEMA(),
+        ]
     }
     assert matched == {
         "ForcedWeightNorm": [Event.BATCH_START],

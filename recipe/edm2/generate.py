@@ -34,7 +34,7 @@ def generate(
 
     Args:
         net: the denoiser, in eval mode.
-        seeds: int64 [N], on the device to draw on. Image i is a function of seeds[i] and labels[i] alone, up to rounding.
+        seeds: int64 [N], on the device to draw on. Image i depends on seeds[i] and labels[i] alone, up to rounding.
         labels: int64 class ids [N]; -1 = unconditional.
         settings: sampler settings.
         guide: the weaker network of autoguidance, or an unconditional one; None = `net` without labels, which is

@@ -15,10 +15,10 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def image_grid(pixels: Tensor, columns: int) -> Tensor:
-    """Lay out uint8 images [N, C, H, W] row by row as one image [H * rows, W * columns, C], the last row padded black."""
+    """Lay out uint8 images [N, C, H, W] row by row as one image [H * rows, W * columns, C]; missing ones are black."""
     rows = -(-len(pixels) // columns)
     missing = rows * columns - len(pixels)
     if missing:
         pixels = torch.cat([pixels, torch.zeros_like(pixels[:1]).repeat(missing, 1, 1, 1)])
-    n, c, h, w = pixels.shape
+    _, c, h, w = pixels.shape
     return pixels.reshape(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)

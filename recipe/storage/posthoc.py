@@ -50,8 +50,8 @@ def solve(
     poor = [f"{length:g} ({error:.1%})" for length, error in zip(sigma_rels, errors, strict=True) if error > MAX_ERROR]
     if poor and not force:
         raise PosthocError(
-            f"sigma_rel {', '.join(poor)}: the error of the profile exceeds {MAX_ERROR:.0%} with {len(snapshots)} snapshots "
-            f"up to nimg {nimg}; ask for another length, snapshot more often, or insist with --force"
+            f"sigma_rel {', '.join(poor)}: the error of the profile exceeds {MAX_ERROR:.0%} with {len(snapshots)} "
+            f"snapshots up to nimg {nimg}; ask for another length, snapshot more often, or insist with --force"
         )
     return coefficients, errors
 

@@ -124,7 +124,7 @@ class SnapshotReader:
         try:
             self._file = safe_open(self.path, "pt").__enter__()
         except SafetensorError as error:
-            raise SnapshotError(f"{self.path}: is damaged or not a snapshot ({error}); fetch or make it again") from None
+            raise SnapshotError(f"{self.path}: is damaged or no snapshot ({error}); fetch or make it again") from None
         metadata = self._file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise SnapshotError(f"{self.path}: is a safetensors file, but not a snapshot of this recipe")

@@ -42,7 +42,9 @@ class ImageDataset(StreamingDataset):
             sample = super().get_item(sample_id, retry)
             image, label = _channels_first(sample["image"]), int(sample["label"])
         except (KeyError, OSError, ValueError) as error:
-            raise DataError(f"{self._where(sample_id)} cannot be read ({error!r}); prepare or copy the shards again") from None
+            raise DataError(
+                f"{self._where(sample_id)} cannot be read ({error!r}); prepare or copy the shards again"
+            ) from None
         if image.shape != self.image_shape:
             raise DataError(
                 f"{self._where(sample_id)} has an image of shape {list(image.shape)} (channels, height, width), but "
@@ -76,11 +78,13 @@ def check_shards(folder: str) -> int:
     """Check that `folder` holds a complete set of MDS shards and return the number of samples.
 
     Raises:
-        DataError: a missing folder, index or shard, an unreadable index, or a shard of another size than the index says.
+        DataError: a missing folder, index or shard, an unreadable index, or a shard of another size than it says.
     """
     path = Path(folder)
     if not (path / INDEX).is_file():
-        raise DataError(f"data.local {folder}: holds no {INDEX}; make the shards with recipe/prepare.py or name their folder")
+        raise DataError(
+            f"data.local {folder}: holds no {INDEX}; make the shards with recipe/prepare.py or name their folder"
+        )
     try:
         shards = json.loads((path / INDEX).read_text())["shards"]
         samples = sum(shard["samples"] for shard in shards)
@@ -95,8 +99,8 @@ def check_shards(folder: str) -> int:
             size = (path / entry["basename"]).stat().st_size
             if size != entry["bytes"]:
                 raise DataError(
-                    f"{path / entry['basename']}: the shard has {size} bytes, but {INDEX} says {entry['bytes']}; it was "
-                    "cut short or changed: prepare or copy the data again"
+                    f"{path / entry['basename']}: the shard has {size} bytes, but {INDEX} says {entry['bytes']}; it "
+                    "was cut short or changed: prepare or copy the data again"
                 )
     if samples == 0:
         raise DataError(f"{path / INDEX}: lists no samples; prepare the data again")
@@ -117,7 +121,8 @@ def check_statistics(statistics: dict[str, Any], config: Any) -> None:
     differing = [
         f"model.{key} is {getattr(config.model, key)}, but the data has {statistics[key]}"
         for key in ("img_resolution", "img_channels", "label_dim")
-        if key in statistics and getattr(config.model, key) != statistics[key]
+        if key in statistics
+        and getattr(config.model, key) != statistics[key]
         # an unconditional network may be trained on labelled images
         and not (key == "label_dim" and config.model.label_dim == 0)
     ]
@@ -138,7 +143,8 @@ def check_data(config: Any) -> tuple[int | None, dict[str, Any]]:
     check_statistics(statistics, config)
     if samples < config.global_batch_size:
         raise DataError(
-            f"data.local {config.data.local}: {samples} images are fewer than global_batch_size {config.global_batch_size}"
+            f"data.local {config.data.local}: {samples} images are fewer than global_batch_size "
+            f"{config.global_batch_size}; use a smaller batch or more data"
         )
     return samples, statistics
 

@@ -4,7 +4,6 @@ import copy
 import functools
 from typing import Any
 
-import torch
 from composer.models import ComposerModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,8 +20,8 @@ class DiffusionModel(ComposerModel):
     The averages are modules beside the network, so that whatever shards, moves, saves and restores the network does the
     same to them. Nothing ever swaps them into its place.
 
-    A batch is a dict of tensors: `image` uint8 or float [N, C, H, W], `label` int64 [N] (-1 = unconditional), `id` int64
-    [N]; `ExampleNoise` adds `sigma` float32 [N] and unit-variance `noise` [N, C, H, W].
+    A batch is a dict of tensors: `image` uint8 or float [N, C, H, W], `label` int64 [N] (-1 = unconditional), `id`
+    int64 [N]; `ExampleNoise` adds `sigma` float32 [N] and unit-variance `noise` [N, C, H, W].
 
     Args:
         net: the denoiser.

@@ -46,8 +46,8 @@ def train(config: Config) -> None:
         if "contains a NaN" not in str(error):  # NaNMonitor's words
             raise
         raise RunError(
-            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {config.run_folder()}/checkpoints "
-            "are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
+            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {config.run_folder()}/"
+            "checkpoints are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
         ) from None
     finally:
         trainer.close()
