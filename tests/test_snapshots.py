@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from commands import command_line, run
+from recipe import reconstruct as reconstruct_command
+from recipe import sample
 from recipe.arguments import parse_integers, parse_numbers, unique
 from recipe.edm2.generate import SamplerSettings, generate
 from recipe.edm2.images import to_pixels
@@ -31,7 +34,6 @@ from recipe.storage.snapshots import (
     snapshot_name,
 )
 
-ROOT = Path(__file__).parent.parent
 NETWORK = dict(img_resolution=8, img_channels=1, label_dim=10, model_channels=16, channel_mult=[1, 2], num_blocks=1,
                attn_resolutions=[4], channels_per_head=16)  # fmt: skip
 DATASET = {"name": "digits", "mean": [0.25], "classes": 10}
@@ -80,7 +82,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def header_length(data: bytes) -> int:
+def header_length(data: bytes | bytearray) -> int:
     return 8 + int.from_bytes(data[:8], "little")
 
 
@@ -179,7 +181,7 @@ def write_foreign_metadata(data: bytes, path: Path) -> None:
 
 
 def write_metadata_without_network(data: bytes, path: Path) -> None:
-    save_file({"weight": torch.ones(3)}, path, {"format": snapshots.FORMAT})
+    save_file({"weight": torch.ones(3)}, path, {snapshots.METADATA_KEY: json.dumps({"format": snapshots.FORMAT})})
 
 
 def write_folder(data: bytes, path: Path) -> None:
@@ -221,7 +223,7 @@ def test_flipped_bit_in_a_tensor(place: float, bit: int, snapshot: Path, tmp_pat
     data[start + int(place * (len(data) - 1 - start))] ^= 1 << bit
     path = tmp_path / snapshot.name
     path.write_bytes(data)
-    with pytest.raises(SnapshotError, match="the checksum of .* does not match") as caught:
+    with pytest.raises(SnapshotError, match=r"the checksum of .* does not match") as caught:
         load_network(path)
     assert str(path) in str(caught.value)
 
@@ -229,14 +231,10 @@ def test_flipped_bit_in_a_tensor(place: float, bit: int, snapshot: Path, tmp_pat
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (b'"digests"', b'"digestt"'),
-        (b'"network"', b'"netwosk"'),
-        (b'"nimg":"1000"', b'"nimg":"1x00"'),
-        (b'"sigma_rel":"0.05"', b'"sigma_rel":"0/05"'),
+        (rb"\"digests\"", rb"\"digestt\""),
+        (rb"\"nimg\": 1000", rb"\"nimg\": 1001"),
         (b'"unet.out_gain"', b'"unet.out_gaim"'),
-        (rb"\"model_channels\"", rb"\"model_channelt\""),
         (rb"\"model_channels\": 16", rb"\"model_channels\": 17"),
-        (rb"\"model_channels\": 16", rb"\"model_channels\": 36"),
         (rb"\"model_channels\": 16", rb"\"model_channels\" 16"),
     ],
 )
@@ -402,6 +400,12 @@ def test_bad_lists_of_integers(text: str):
         parse_integers(text)
 
 
+def test_integers_too_large_for_a_seed():
+    assert parse_integers(str(2**63 - 1)) == [2**63 - 1]
+    with pytest.raises(ValueError, match=r"goes beyond 2\^63 - 1"):
+        parse_integers(str(2**63))
+
+
 def test_falling_range_of_integers():
     with pytest.raises(ValueError, match="'5-3' is a range that falls; write 3-5"):
         parse_integers("1,5-3")
@@ -423,7 +427,7 @@ def test_lists_of_numbers(text: str, numbers: list[float]):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "0.1,", "0.1:0.2", "0.1:0.2:0", "0.1:0.2:-0.1", "0.2:0.1:0.05", "1:2:3:4", "1-2"]
+    "text", ["", "a", "0.1,", "0.1:0.2", "0.1:0.2:0", "0.1:0.2:-0.1", "0.2:0.1:0.05", "0.1:inf:0.1", "1:2:3:4", "1-2"]
 )
 def test_bad_lists_of_numbers(text: str):
     with pytest.raises(ValueError, match="is not a list of numbers and ranges start:end:step"):
@@ -454,8 +458,7 @@ def damaged(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(ROOT / "recipe" / name), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+    return run(command_line(name, *map(str, arguments)), timeout=120)
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
@@ -543,9 +546,8 @@ def test_reconstruct_command_refuses(options: list[str], said: str, run_folder: 
 
 
 def test_reconstruct_command_refuses_a_missing_run(tmp_path: Path):
-    assert_refused(
-        command("reconstruct.py", tmp_path / "nowhere", "--sigma-rel", "0.05"), f"{tmp_path / 'nowhere'}: no such"
-    )
+    folder = tmp_path / "nowhere"
+    assert_refused(command("reconstruct.py", folder, "--sigma-rel", "0.05"), f"{folder}: no such folder")
 
 
 def test_reconstruct_command_refuses_a_damaged_snapshot(damaged: Path):
@@ -575,9 +577,60 @@ def test_sample_command_refuses_a_damaged_snapshot(damaged: Path, tmp_path: Path
     assert_refused(done, str(path), "checksum")
 
 
+def refused_in_process(
+    module: ModuleType, arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """The message of a command that exits with 2, without the seconds that a process of its own takes to start."""
+    monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        module.main()
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "teapot"], "--device teapot: "),
+        (["--device", "cuda:99"], "--device cuda:99: "),
+        (["--seeds", "9" * 20], "goes beyond 2^63 - 1"),
+        (["--columns", "0"], "--columns 0: must be at least 1"),
+        (["--batch-size", "-1"], "--batch-size -1: must be at least 1"),
+        (["--sigma-min", "100"], "sigma_min 100.0 and sigma_max 80.0"),
+        (["--guide", "nowhere.safetensors"], "nowhere.safetensors: no such snapshot"),
+    ],
+)
+def test_sample_refuses_options(options: list[str], said: str, snapshot: Path, tmp_path: Path, monkeypatch, capsys):
+    arguments = [snapshot, "--device", "cpu", "--seeds", "0", "--steps", "1", "--out", tmp_path / "images", *options]
+    assert said in refused_in_process(sample, arguments, monkeypatch, capsys)
+    assert not (tmp_path / "images").exists()
+
+
+def test_sample_refuses_a_guide_of_other_images(snapshot: Path, tmp_path: Path, monkeypatch, capsys):
+    guide = tmp_path / snapshot_name(1000, 0.05)
+    network = {**NETWORK, "img_resolution": 16}
+    save_snapshot(guide, stored(small_network(0, img_resolution=16), torch.float32), SnapshotInfo(network, 1000, 0.05))
+    options = ["--device", "cpu", "--guidance", 2, "--guide", guide, "--out", tmp_path / "images"]
+    message = refused_in_process(sample, [snapshot, *options], monkeypatch, capsys)
+    assert f"--guide {guide}: makes images of another shape than {snapshot}" in message
+
+
+def test_output_folder_that_is_a_file(snapshot: Path, tmp_path: Path, monkeypatch, capsys):
+    occupied = tmp_path / "file"
+    occupied.touch()
+    options = ["--device", "cpu", "--seeds", "0", "--steps", "1", "--out", occupied]
+    assert str(occupied) in refused_in_process(sample, [snapshot, *options], monkeypatch, capsys)
+    write_run(tmp_path, 1)
+    options = ["--sigma-rel", "0.05", "--out", occupied]
+    assert str(occupied) in refused_in_process(reconstruct_command, [tmp_path, *options], monkeypatch, capsys)
+
+
 def test_metadata_is_json_without_pickle(snapshot: Path):
     data = snapshot.read_bytes()
     metadata = json.loads(data[8 : header_length(data)])["__metadata__"]
-    assert metadata["format"] == "edm2-recipe snapshot 1"
-    assert json.loads(metadata["network"]) == NETWORK
-    assert json.loads(metadata["digests"]).keys() == small_network(0).state_dict().keys()
+    facts = json.loads(metadata[snapshots.METADATA_KEY].split(" ", 1)[1])
+    assert facts["format"] == 1
+    assert facts["network"] == NETWORK
+    assert facts["digests"].keys() == small_network(0).state_dict().keys()

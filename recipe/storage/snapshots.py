@@ -5,6 +5,7 @@ digest of every tensor. Nothing is pickled. A file is written under a temporary 
 snapshot is a whole one.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from recipe.edm2.precond import Precond
 
-FORMAT = "edm2-recipe snapshot 1"
+FORMAT = 1
+METADATA_KEY = "edm2-recipe snapshot"
 _NAME = re.compile(r"(?P<kind>snapshot|posthoc)-(?P<nimg>\d+)-(?P<sigma_rel>\d\.\d+)\.safetensors")
 
 
@@ -82,16 +84,15 @@ def buffer_names(network: Mapping[str, Any]) -> set[str]:
 
 def save_snapshot(path: Path, tensors: Mapping[str, Tensor], info: SnapshotInfo) -> None:
     """Write `tensors` (name -> CPU tensor, in the precision to store) and `info`, all or nothing."""
-    metadata = {
+    facts = {
         "format": FORMAT,
         "version": importlib.metadata.version("edm2-recipe"),
-        "network": json.dumps(info.network),
-        "nimg": str(info.nimg),
-        "sigma_rel": str(info.sigma_rel),
-        "dataset": json.dumps(info.dataset),
-        "extra": json.dumps(info.extra),
-        "digests": json.dumps({name: digest(tensor) for name, tensor in tensors.items()}),
+        **dataclasses.asdict(info),
+        "digests": {name: digest(tensor) for name, tensor in tensors.items()},
     }
+    # safetensors writes several entries in random order; one entry makes equal snapshots equal files.
+    text = json.dumps(facts)
+    metadata = {METADATA_KEY: f"{_sha256(text.encode())} {text}"}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -105,7 +106,11 @@ def save_snapshot(path: Path, tensors: Mapping[str, Tensor], info: SnapshotInfo)
 
 def digest(tensor: Tensor) -> str:
     """First 16 hexadecimal digits of the SHA-256 of the tensor's bytes."""
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()[:16]
+    return _sha256(tensor.contiguous().view(torch.uint8).numpy())
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 class SnapshotReader:
@@ -126,19 +131,16 @@ class SnapshotReader:
         except SafetensorError as error:
             raise SnapshotError(f"{self.path}: is damaged or no snapshot ({error}); fetch or make it again") from None
         metadata = self._file.metadata() or {}
-        if metadata.get("format") != FORMAT:
+        if METADATA_KEY not in metadata:
             raise SnapshotError(f"{self.path}: is a safetensors file, but not a snapshot of this recipe")
-        try:
-            self._digests = json.loads(metadata["digests"])
-            self.info = SnapshotInfo(
-                network=json.loads(metadata["network"]),
-                nimg=int(metadata["nimg"]),
-                sigma_rel=float(metadata["sigma_rel"]),
-                dataset=json.loads(metadata["dataset"]),
-                extra=json.loads(metadata["extra"]),
-            )
-        except (KeyError, ValueError) as error:
-            raise SnapshotError(f"{self.path}: its header is damaged ({error!r}); fetch or make it again") from None
+        checksum, _, text = metadata[METADATA_KEY].partition(" ")
+        if checksum != _sha256(text.encode()):
+            raise SnapshotError(f"{self.path}: the checksum of its header does not match; fetch or make it again")
+        facts = json.loads(text)
+        if facts["format"] != FORMAT:
+            raise SnapshotError(f"{self.path}: has format {facts['format']}; this version of the recipe reads {FORMAT}")
+        self._digests = facts["digests"]
+        self.info = SnapshotInfo(**{known.name: facts[known.name] for known in dataclasses.fields(SnapshotInfo)})
         if self._digests.keys() != set(self._file.keys()):
             raise SnapshotError(f"{self.path}: its header names other tensors than it holds; fetch or make it again")
         return self
