@@ -73,10 +73,12 @@ def test_normalize_leaves_zeros_finite():
 
 
 def test_normalize_computes_the_norm_of_float16_in_float32():
-    x = torch.randn(4, 64) * torch.tensor([[1e-3], [1.0], [600.0], [8000.0]])
+    x = torch.randn(4, 256) * torch.tensor([[1e-3], [1.0], [600.0], [8000.0]])
     y = normalize(x.half())
     assert y.dtype == torch.float16
-    assert x.square().max() > torch.finfo(torch.float16).max
+    largest = torch.finfo(torch.float16).max
+    assert x.square().max() > largest
+    assert x.norm(dim=1).max() > largest
     # Rounding of the input, the factor and the product to float16: 3 * 2^-11.
     torch.testing.assert_close(y.float(), normalize(x), rtol=1.5e-3, atol=1e-4)
 
@@ -282,6 +284,14 @@ def test_unconditional_network_ignores_labels():
     net = small_network(gain=1, label_dim=0)
     x, sigma = noisy_batch(3)
     assert torch.equal(net(x, sigma, torch.arange(3)), net(x, sigma))
+
+
+def test_attention_does_not_depend_on_the_magnitude_of_its_input():
+    block = Block(32, 32, 16, attention=True, channels_per_head=16).requires_grad_(False)
+    x = torch.randn(2, 32, 4, 4)
+    attended = block.self_attention(x)
+    torch.testing.assert_close(block.self_attention(50 * x), attended, rtol=0, atol=5 * EPS)  # eps / rms for q, k and v
+    assert 0.1 < rms(attended) < 1
 
 
 def test_half_precision_activations():

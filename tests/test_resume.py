@@ -108,15 +108,16 @@ def test_a_run_that_must_be_new_refuses_an_old_folder(digits: Path, undisturbed:
 
 
 def test_an_epoch_ends_and_a_run_resumes_in_the_next(digits: Path, tmp_path: Path):
-    """312 batches of 16 are an epoch of the 5000 digits: checkpoint on its last batch, resume, compare."""
-    overrides = ("duration=316ba", "checkpoints.interval=312ba", "ema.snapshot_interval=316ba")
+    """20 batches of 250 are an epoch of the 5000 digits: checkpoint on its last batch, resume, compare."""
+    sizes = ("global_batch_size=250", "optimizer.rampup=0", "checkpoints.interval=20ba", "ema.snapshot_interval=20ba")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(digits, whole, *overrides).returncode == 0
-    assert train(digits, parts, *overrides, "duration=312ba").returncode == 0
-    assert train(digits, parts, *overrides).returncode == 0
-    ours, reference = checkpoint(parts, 316), checkpoint(whole, 316)
-    assert all(torch.equal(ours[name], tensor) for name, tensor in reference.items())
+    assert train(digits, whole, *sizes, "duration=23ba").returncode == 0
+    assert train(digits, parts, *sizes, "duration=20ba").returncode == 0
+    assert train(digits, parts, *sizes, "duration=23ba").returncode == 0
     assert losses(parts) == losses(whole)
+    assert len(losses(whole)) == 23
+    last = f"snapshot-{23 * 250:011d}-0.100.safetensors"
+    assert (parts / "snapshots" / last).read_bytes() == (whole / "snapshots" / last).read_bytes()
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_checkpoint_of_before(digits: Path, tmp_path: Path):

@@ -120,6 +120,16 @@ def test_one_step_is_the_denoised_noise():
     torch.testing.assert_close(sample, gaussian_denoiser(5 * noise, torch.tensor(5.0)), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("S_churn", "increase"), [(0.25, 0.25), (9.0, math.sqrt(2) - 1)])
+def test_one_step_with_churn(S_churn: float, increase: float):
+    noise, added = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
+    settings = dict(num_steps=1, sigma_max=5.0, S_churn=S_churn, S_noise=1.5)
+    sample = heun(gaussian_denoiser, noise, randn_like=lambda x: added, **settings)  # pyright: ignore
+    higher = torch.tensor(5 * (1 + increase), dtype=torch.float64)
+    noisier = 5 * noise + (higher**2 - 25).sqrt() * 1.5 * added
+    torch.testing.assert_close(sample, gaussian_denoiser(noisier, higher), rtol=1e-9, atol=1e-12)
+
+
 def test_guidance_of_1_never_calls_the_guide():
     def refuse(x: Tensor, sigma: Tensor) -> Tensor:
         raise AssertionError("the guide was called")

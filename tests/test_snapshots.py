@@ -151,6 +151,12 @@ def test_list_is_sorted_and_of_one_kind(tmp_path: Path):
     assert list_snapshots(tmp_path / "missing") == []
 
 
+def test_equal_snapshots_are_equal_files(snapshot: Path, tmp_path: Path):
+    path = tmp_path / snapshot.name
+    save_snapshot(path, stored(small_network(0), torch.float32), SnapshotInfo(NETWORK, 1000, 0.05, DATASET))
+    assert path.read_bytes() == snapshot.read_bytes()
+
+
 def test_names():
     assert snapshot_name(8 << 20, 0.05) == "snapshot-00008388608-0.050.safetensors"
     assert snapshot_name(0, 0.125, "posthoc") == "posthoc-00000000000-0.125.safetensors"
@@ -249,6 +255,27 @@ def test_damaged_header(old: bytes, new: bytes, snapshot: Path, tmp_path: Path):
         load_network(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model_channels": 32}, {"channel_mult": [1]}, {"model_width": 3}, {"channels_per_head": 24}]
+)
+def test_network_that_does_not_fit_the_tensors(changes: dict, tmp_path: Path):
+    path = tmp_path / snapshot_name(1000, 0.05)
+    save_snapshot(path, stored(small_network(0), torch.float32), SnapshotInfo({**NETWORK, **changes}, 1000, 0.05))
+    with pytest.raises(SnapshotError, match="its tensors do not fit its network") as caught:
+        load_network(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / snapshot_name(1000, 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "FORMAT", 99)
+        save_snapshot(path, stored(small_network(0), torch.float32), SnapshotInfo(NETWORK, 1000, 0.05))
+    with pytest.raises(SnapshotError, match="has format 99; this version of the recipe reads 1"):
+        load_network(path)
 
 
 def fail_while_writing(tensors, path: Path, metadata) -> None:

@@ -51,9 +51,9 @@ def update_ema_(averages: Sequence[Tensor], weights: Sequence[Tensor], beta: flo
     beta = 0 copies, whatever the averages held: not even a NaN survives.
     """
     if beta == 0:
-        torch._foreach_copy_(list(averages), list(weights))
+        torch._foreach_copy_(list(averages), list(weights))  # pyright: ignore[reportPrivateImportUsage]
     else:
-        torch._foreach_lerp_(list(averages), list(weights), 1 - beta)
+        torch._foreach_lerp_(list(averages), list(weights), 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def profile_dot(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +143,9 @@ class UNet(nn.Module):
         self.concat_balance = concat_balance
 
         def block(in_channels: int, out_channels: int, flavor: str, attention: bool, mode: str = "keep") -> Block:
-            branch = dict(dropout=dropout, res_balance=res_balance, attn_balance=attn_balance, clip_act=clip_act)
+            branch: dict[str, Any] = dict(
+                dropout=dropout, res_balance=res_balance, attn_balance=attn_balance, clip_act=clip_act
+            )
             return Block(
                 in_channels, out_channels, emb_channels, flavor, mode, attention, channels_per_head, **branch
             )  # fmt: skip

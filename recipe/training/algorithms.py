@@ -124,7 +124,7 @@ def scrub_(gradients: list[torch.Tensor]) -> int:
     """Set the NaN and infinite elements of `gradients` to 0 in place; returns how many there were."""
     # A finite sum of norms proves that every element is finite, with one synchronisation for all tensors. An infinite
     # one may also be an overflow of the norm itself, so the elements decide.
-    norms = torch.stack(torch._foreach_norm(gradients))
+    norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
     if bool(norms.isfinite().all()):
         return 0
     count = sum(int((~gradient.isfinite()).sum()) for gradient in gradients)

@@ -18,29 +18,26 @@ from recipe.training.model import unwrap
 
 
 class _AtIntervals(Callback):
-    """Calls `act` whenever the clock passes a multiple of `interval` images, and at the end of training."""
+    """Calls `act` after the batches that pass a multiple of `interval` images, and after the last one; None = never.
+
+    All of it happens before the batch's checkpoint is written, so that a run killed at any moment and resumed from its
+    latest checkpoint lacks nothing.
+    """
 
     def __init__(self, interval: int | None):
         self.interval = interval
-        self._acted_at = -1
 
     def act(self, state: State, logger: Logger, nimg: int) -> None:
         raise NotImplementedError
 
     def batch_end(self, state: State, logger: Logger) -> None:
+        if self.interval is None:
+            return
         assert state.previous_timestamp is not None
+        assert state.max_duration is not None
         nimg, before = state.timestamp.sample.value, state.previous_timestamp.sample.value
-        if self.interval is not None and nimg // self.interval > before // self.interval:
-            self._act_once(state, logger, nimg)
-
-    def fit_end(self, state: State, logger: Logger) -> None:
-        if self.interval is not None:
-            self._act_once(state, logger, state.timestamp.sample.value)
-
-    def _act_once(self, state: State, logger: Logger, nimg: int) -> None:
-        if nimg != self._acted_at:
+        if nimg // self.interval > before // self.interval or state.timestamp >= state.max_duration:
             self.act(state, logger, nimg)
-            self._acted_at = nimg
 
 
 class EMASnapshots(_AtIntervals):

@@ -48,7 +48,7 @@ class DiffusionModel(ComposerModel):
         denoised, logvar = self.net(x, sigma, batch["label"], return_logvar=True)
         return {"images": images, "denoised": denoised, "logvar": logvar}
 
-    def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], *args, **kwargs) -> dict[str, Tensor]:
+    def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], *args, **kwargs) -> dict[str, Tensor]:  # pyright: ignore
         """Loss of eq. 21, summed over C, H, W and averaged over the batch; `denoising` is its error per element."""
         num_elements = outputs["images"][0].numel()
         error = denoising_error(outputs["denoised"], outputs["images"], batch["sigma"], self.net.sigma_data)

@@ -41,7 +41,9 @@ def train(config: Config) -> None:
     samples, statistics = check_data(config)
     trainer = build_trainer(config, samples, statistics)
     try:
-        trainer.fit()
+        assert trainer.state.max_duration is not None
+        if trainer.state.timestamp < trainer.state.max_duration:  # else it is a finished run, which `fit` would refuse
+            trainer.fit()
     except RuntimeError as error:
         if "contains a NaN" not in str(error):  # NaNMonitor's words
             raise
