@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from recipe.config import Config
-from recipe.config_reader import Problem
+from recipe.config_problems import Problem
 from recipe.units import Span
 
 
@@ -105,8 +105,10 @@ def _averages(config: Config) -> Iterator[Problem]:
 
 def _places(config: Config) -> Iterator[Problem]:
     if config.samples.interval is not None and config.model.img_channels not in (1, 3):
-        yield Problem("samples.interval", str(config.samples.interval), "must be null: images of "
-                      f"model.img_channels {config.model.img_channels} are not pictures", "set samples.interval=null")  # fmt: skip
+        channels = config.model.img_channels
+        yield Problem("samples.interval", str(config.samples.interval),
+                      f"must be null: images of model.img_channels {channels} are not pictures",
+                      "set samples.interval=null")  # fmt: skip
     if "://" in config.save_folder:
         yield Problem("save_folder", config.save_folder, "must be a local folder",
                       "write to a local folder and copy it to object storage afterwards")  # fmt: skip

@@ -10,7 +10,8 @@ Exit status: 0 done, 2 bad input, 1 anything else.
 import os
 import sys
 
-from recipe.config_reader import ConfigError, exit_with, read_or_exit
+from recipe.config_problems import ConfigError
+from recipe.config_reader import exit_with, read_or_exit
 from recipe.config_rules import broken_rules_of_world
 
 

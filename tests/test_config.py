@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.config import Config
-from recipe.config_reader import ConfigError, Problem, _all_keys, read_config, read_or_exit, to_yaml
+from recipe.config_problems import ConfigError, Problem, all_keys
+from recipe.config_reader import read_config, read_or_exit, to_yaml
 from recipe.config_rules import broken_rules_of_world
 
 ROOT = Path(__file__).parent.parent
@@ -73,8 +74,8 @@ def test_edm2_shows_every_key():
     loaded = OmegaConf.load(EDM2)
     tree = OmegaConf.to_container(loaded)
     assert isinstance(tree, dict)
-    off = [key for key in _all_keys() if OmegaConf.select(loaded, key, default="") is None]
-    expected = {key for key in _all_keys() if not key.startswith(tuple(f"{section}." for section in off))}
+    off = [key for key in all_keys() if OmegaConf.select(loaded, key, default="") is None]
+    expected = {key for key in all_keys() if not key.startswith(tuple(f"{section}." for section in off))}
     assert keys_of(tree) == expected
     assert not OmegaConf.missing_keys(loaded)
 

@@ -109,7 +109,8 @@ def test_a_run_that_must_be_new_refuses_an_old_folder(digits: Path, undisturbed:
 
 def test_an_epoch_ends_and_a_run_resumes_in_the_next(digits: Path, tmp_path: Path):
     """20 batches of 250 are an epoch of the 5000 digits: checkpoint on its last batch, resume, compare."""
-    sizes = ("global_batch_size=250", "optimizer.rampup=0", "checkpoints.interval=20ba", "ema.snapshot_interval=20ba")
+    intervals = ("checkpoints.interval=20ba", "ema.snapshot_interval=20ba", "logging.interval=20ba")
+    sizes = ("global_batch_size=250", "optimizer.rampup=0", *intervals)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(digits, whole, *sizes, "duration=23ba").returncode == 0
     assert train(digits, parts, *sizes, "duration=20ba").returncode == 0
