@@ -20,9 +20,8 @@ echo "== 3/4 reconstructing post-hoc averages of the weights"
 "$bin/python" recipe/reconstruct.py "$run" --sigma-rel 0.075,0.10,0.15
 
 echo "== 4/4 drawing samples"
-nimg=$(basename "$(find "$run/posthoc" -name 'posthoc-*-0.100.safetensors' | sort | tail -n 1)")
-guide=$(find "$run/snapshots" -name 'snapshot-*-0.100.safetensors' | sort | sed -n 3p)
-"$bin/python" recipe/sample.py "$run/posthoc/$nimg" --seeds 0-99 --steps 16 --guide "$guide" --guidance 2 \
-  --out "$run/images" --grid "$run/grid.png"
+average=$(find "$run/posthoc" -name 'posthoc-*-0.100.safetensors' | sort | tail -n 1)
+"$bin/python" recipe/sample.py "$average" --seeds 0-99 --steps 16 --guidance 2 \
+  --out "$run/images" --grid "$run/grid.png" --zoom 4
 echo
 echo "done: look at $run/grid.png (each column asks for one digit, 0 to 9)"

@@ -119,6 +119,7 @@ class Samples(Section):
     interval: Images | None = key(None, "images between grids; null = none", "64Mi")
     count: int = key(40, "images in a grid; image i has seed i and class i mod label_dim", ge=1)
     num_steps: int = key(32, "noise levels of the sampler", ge=1)
+    guidance: float = key(1.0, "classifier-free guidance, for networks trained with label_dropout; 1 = none", ge=0)
     batch_size: int = key(40, "images drawn at once; changes memory, not the result", ge=1)
 
 

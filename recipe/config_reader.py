@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,6 +53,8 @@ def exit_with(command: str, error: Exception) -> NoReturn:
     """End a command over bad input: the message, no traceback, status 2. Under a launcher rank 0 speaks for all."""
     if os.environ.get("RANK", "0") == "0":
         print(f"{command}: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(5)  # a launcher ends all ranks with the first one: rank 0 must get to speak
     sys.exit(USAGE_ERROR)
 
 

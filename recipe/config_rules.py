@@ -16,6 +16,10 @@ def broken_rules(config: Config) -> Iterator[Problem]:
     yield from _network(config)
     yield from _averages(config)
     yield from _places(config)
+    if config.samples.interval is not None and config.samples.guidance != 1 and config.loss.label_dropout == 0:
+        yield Problem("samples.guidance", str(config.samples.guidance),
+                      "needs a network that also learns without labels: loss.label_dropout is 0",
+                      "set loss.label_dropout=0.1 or samples.guidance=1")  # fmt: skip
     if config.loss.label_dropout > 0 and config.model.label_dim == 0:
         yield Problem("loss.label_dropout", str(config.loss.label_dropout),
                       "has no labels to drop: model.label_dim is 0",

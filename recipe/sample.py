@@ -58,9 +58,10 @@ def draw(
     return torch.cat([to_pixels(batch) for batch in progress])
 
 
-def as_image(pixels: Tensor) -> Image.Image:
-    """A Pillow image from uint8 [H, W, C] with 1 or 3 channels."""
-    return Image.fromarray(pixels.squeeze(2).numpy())
+def as_image(pixels: Tensor, zoom: int = 1) -> Image.Image:
+    """A Pillow image from uint8 [H, W, C] with 1 or 3 channels, each pixel a square of `zoom` x `zoom`."""
+    image = Image.fromarray(pixels.squeeze(2).numpy())
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
 def write_images(pixels: Tensor, seeds: Sequence[int], out: Path) -> None:
@@ -93,6 +94,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the images, SEED.png")
     parser.add_argument("--grid", type=Path, help="also write all images as one PNG")
     parser.add_argument("--columns", type=int, default=10, help="images in a row of the grid (default 10)")
+    parser.add_argument("--zoom", type=int, default=1, help="enlarge the grid's pixels, for small images (default 1)")
     parser.add_argument("--steps", type=int, default=32, help="noise levels of the sampler (default 32)")
     parser.add_argument("--sigma-min", type=float, default=0.002)
     parser.add_argument("--sigma-max", type=float, default=80.0)
@@ -109,7 +111,7 @@ def arguments_parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = arguments_parser().parse_args()
     try:
-        for name in ("steps", "columns", "batch_size"):
+        for name in ("steps", "columns", "zoom", "batch_size"):
             if getattr(arguments, name) < 1:
                 raise SampleError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
         device = usable_device(arguments.device)
@@ -120,6 +122,8 @@ def main() -> None:
         guide = load(arguments.guide, device, dtype) if arguments.guide else None
         if guide and (guide.img_resolution, guide.img_channels) != (net.img_resolution, net.img_channels):
             raise SampleError(f"--guide {arguments.guide}: makes images of another shape than {arguments.snapshot}")
+        if guide and guide.label_dim not in (0, net.label_dim):
+            raise SampleError(f"--guide {arguments.guide}: knows other classes than {arguments.snapshot}")
         settings = SamplerSettings(
             arguments.steps, arguments.sigma_min, arguments.sigma_max, arguments.rho, arguments.churn,
             guidance=arguments.guidance,
@@ -129,7 +133,7 @@ def main() -> None:
         print(f"{arguments.out}: {len(seeds)} images of seeds {arguments.seeds}")
         if arguments.grid:
             arguments.grid.parent.mkdir(parents=True, exist_ok=True)
-            as_image(image_grid(pixels, arguments.columns)).save(arguments.grid)
+            as_image(image_grid(pixels, arguments.columns), arguments.zoom).save(arguments.grid)
             print(f"{arguments.grid}: the same images, {arguments.columns} to a row")
     except (SampleError, SnapshotError, ValueError, OSError) as error:
         print(f"sample.py: {error}", file=sys.stderr)

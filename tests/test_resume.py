@@ -130,13 +130,12 @@ def test_nan_loss_stops_the_run_and_keeps_the_checkpoint_of_before(digits: Path,
     assert {path.name: path.read_bytes() for path in (folder / "checkpoints").glob("ba*")} == before
 
 
-def test_torn_checkpoints_are_deleted_and_a_lost_link_is_made_again(undisturbed: Path, tmp_path: Path):
+def test_torn_checkpoints_are_deleted(undisturbed: Path, tmp_path: Path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     whole = (undisturbed / "checkpoints" / "ba8-rank0.pt").read_bytes()
     (folder / "ba8-rank0.pt").write_bytes(whole)
     (folder / "ba16-rank0.pt").write_bytes(whole[: len(whole) // 2])
     assert clean_up_checkpoints(folder) == folder / "ba8-rank0.pt"
-    assert (folder / "latest-rank0.pt").resolve() == folder / "ba8-rank0.pt"
     assert not (folder / "ba16-rank0.pt").exists()
     assert clean_up_checkpoints(tmp_path / "none") is None

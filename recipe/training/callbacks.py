@@ -83,15 +83,15 @@ class SampleGrid(_AtIntervals):
         folder: where the PNG files go.
         interval: images between grids; None = never.
         count: images in a grid; image i has seed i and class i mod label_dim.
-        num_steps: noise levels of the sampler.
+        settings: of the sampler.
         batch_size: images drawn at once.
     """
 
-    def __init__(self, folder: Path, interval: int | None, count: int, num_steps: int, batch_size: int):
+    def __init__(self, folder: Path, interval: int | None, count: int, settings: SamplerSettings, batch_size: int):
         super().__init__(interval)
         self.folder = folder
         self.count = count
-        self.settings = SamplerSettings(num_steps=num_steps)
+        self.settings = settings
         self.batch_size = batch_size
 
     def act(self, state: State, logger: Logger, nimg: int) -> None:

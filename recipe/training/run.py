@@ -15,6 +15,7 @@ from composer.utils import dist, get_device
 
 from recipe.config import Config
 from recipe.config_reader import to_yaml
+from recipe.edm2.generate import SamplerSettings
 from recipe.edm2.precond import Precond
 from recipe.training.algorithms import training_algorithms
 from recipe.training.callbacks import EMASnapshots, SampleGrid
@@ -69,10 +70,11 @@ def build_trainer(config: Config, samples: int | None, statistics: dict[str, Any
     folder = Path(config.run_folder())
     model = build_model(config, on_gpu)
     checkpoints = folder / "checkpoints"
+    latest = [None]
     if dist.get_global_rank() == 0:
         claim_folder(config, folder)
-        clean_up_checkpoints(checkpoints)
-    dist.barrier()
+        latest = [clean_up_checkpoints(checkpoints)]
+    dist.broadcast_object_list(latest)
     optimizer = torch.optim.Adam(
         model.parameters_to_train(),
         betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
@@ -101,7 +103,8 @@ def build_trainer(config: Config, samples: int | None, statistics: dict[str, Any
         save_interval=f"{config.checkpoints.interval.images(batch, epoch) // batch}ba",
         save_num_checkpoints_to_keep=config.checkpoints.keep,
         save_overwrite=True,  # a checkpoint cut short by a kill is written again
-        autoresume=True,  # `claim_folder` refuses a folder with checkpoints if the user does not want that
+        # Not Composer's autoresume, which trusts a link that a kill can remove, and asks every logger for a checkpoint.
+        load_path=None if latest[0] is None else str(latest[0]),
         dist_timeout=1800,
     )
 
@@ -140,7 +143,7 @@ def callbacks(config: Config, folder: Path, epoch: int, statistics: dict[str, An
             folder / "samples",
             None if grid is None else grid.images(batch, epoch),
             config.samples.count,
-            config.samples.num_steps,
+            SamplerSettings(num_steps=config.samples.num_steps, guidance=config.samples.guidance),
             config.samples.batch_size,
         ),
     ]
