@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
@@ -53,6 +55,14 @@ def train_arguments(data: Path, folder: Path, *overrides: str) -> list[str]:
     """Arguments of train.py for the tiny run; later overrides replace earlier ones."""
     chosen = dict(item.split("=", 1) for item in (*TINY_RUN, f"data.local={data}", f"save_folder={folder}", *overrides))
     return [str(ROOT / "yamls" / "edm2.yaml"), *(f"{key}={value}" for key, value in chosen.items())]
+
+
+def tensorboard(folder: Path) -> EventAccumulator:
+    """What a run logged, over all its starts; a batch that was trained twice is there twice, in order."""
+    (events,) = (folder / "tensorboard").iterdir()
+    accumulator = EventAccumulator(str(events), size_guidance={"scalars": 0}, purge_orphaned_data=False)
+    accumulator.Reload()
+    return accumulator
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *mentions: str) -> None:

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from commands import command_line, run, train_arguments
+from commands import command_line, run, tensorboard, train_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +19,7 @@ def test_all_loggers_at_once(digits: Path, tmp_path: Path):
     done = run(command_line("train.py", *train_arguments(digits, folder, *overrides)))
     assert done.returncode == 0, done.stderr
 
-    (path,) = folder.glob("tensorboard/**/events*")
-    events = EventAccumulator(str(path), size_guidance={"scalars": 0})
-    events.Reload()
+    events = tensorboard(folder)
     scalars = set(events.Tags()["scalars"])
     assert {"loss/train/total", "loss/train/denoising", "lr-Adam/group0", "gradients/nonfinite"} <= scalars
     assert {"throughput/samples_per_sec", "throughput/flops_per_sec"} <= scalars

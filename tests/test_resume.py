@@ -1,4 +1,4 @@
-"""Runs that are cut short and started again, through the real launcher."""
+"""Runs that are cut short and started again."""
 
 import os
 import signal
@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from commands import ROOT, assert_refused, command_line, run, train_arguments
+from commands import ROOT, assert_refused, command_line, run, tensorboard, train_arguments
 from recipe.training.checkpoints import clean_up_checkpoints
 
 pytestmark = pytest.mark.slow
@@ -19,8 +18,8 @@ pytestmark = pytest.mark.slow
 DROPOUT = "model.dropout=0.1"  # its random numbers must be repeated as well
 
 
-def train(data: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return run(command_line("train.py", *train_arguments(data, folder, *overrides), launcher=True))
+def train(data: Path, folder: Path, *overrides: str, launcher: bool = False) -> subprocess.CompletedProcess[str]:
+    return run(command_line("train.py", *train_arguments(data, folder, *overrides), launcher=launcher))
 
 
 def kill_when(process: subprocess.Popen, path: Path, timeout: float = 200) -> None:
@@ -36,13 +35,7 @@ def kill_when(process: subprocess.Popen, path: Path, timeout: float = 200) -> No
 
 def losses(folder: Path) -> dict[int, float]:
     """Loss by batch from the run's TensorBoard events; float32, as the trainer had it."""
-    found: dict[int, float] = {}
-    for path in sorted(folder.glob("tensorboard/**/events*"), key=lambda path: path.stat().st_mtime):
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0})
-        events.Reload()
-        if "loss/train/total" in events.Tags()["scalars"]:
-            found |= {event.step: event.value for event in events.Scalars("loss/train/total")}
-    return found
+    return {event.step: event.value for event in tensorboard(folder).Scalars("loss/train/total")}
 
 
 def tensors(value: Any, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -62,7 +55,7 @@ def checkpoint(folder: Path, batch: int) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = train(digits, folder, DROPOUT)
+    done = train(digits, folder, DROPOUT, launcher=True)
     assert done.returncode == 0, done.stderr
     assert "trained to 640 images" in done.stdout
     return folder

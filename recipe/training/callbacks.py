@@ -104,9 +104,9 @@ class SampleGrid(_AtIntervals):
             if dist.get_global_rank() == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(grid.squeeze(2).numpy()).save(self.folder / f"{nimg:011d}-{name}.png")
-                logger.log_images(
-                    grid.numpy(), name=f"samples/{name}", channels_last=True, step=state.timestamp.batch.value
-                )
+                # no table: an offline W&B run would ask its server, again and again, whether it takes them
+                step = state.timestamp.batch.value
+                logger.log_images(grid.numpy(), f"samples/{name}", channels_last=True, step=step, use_table=False)
         model.net.train()
         logger.log_metrics({"time/sample_grid_seconds": time.monotonic() - started})
 
