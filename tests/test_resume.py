@@ -63,13 +63,14 @@ def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(digits: Path, undisturbed: Path, tmp_path: Path):
     folder = tmp_path / "run"
-    arguments = command_line("train.py", *train_arguments(digits, folder, DROPOUT), launcher=True)
+    streamed = (DROPOUT, f"data.remote={digits}", f"data.local={tmp_path / 'cache'}")  # and not read in place
+    arguments = command_line("train.py", *train_arguments(digits, folder, *streamed), launcher=True)
     process = subprocess.Popen(
         arguments, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     kill_when(process, folder / "checkpoints" / "ba16-rank0.pt")
     assert not (folder / "checkpoints" / "ba40-rank0.pt").exists()
-    done = train(digits, folder, DROPOUT)
+    done = train(digits, folder, *streamed, launcher=True)
     assert done.returncode == 0, done.stderr
 
     ours, reference = checkpoint(folder, 40), checkpoint(undisturbed, 40)

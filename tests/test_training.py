@@ -25,6 +25,7 @@ from recipe.training.algorithms import (
     training_algorithms,
 )
 from recipe.training.model import DiffusionModel, unwrap
+from recipe.training.run import RunError, check_device
 from test_golden import check_final_weights
 
 
@@ -233,3 +234,33 @@ def test_algorithms_act_at_their_events():
         "ScrubGradients": [Event.AFTER_TRAIN_BATCH],
         "PowerEMA": [Event.BATCH_END],
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            SimpleNamespace(device="gpu", device_train_microbatch_size=None),
+            "device = gpu: PyTorch finds no usable CUDA",
+        ),
+        (SimpleNamespace(device="auto", device_train_microbatch_size="auto"), "device_train_microbatch_size = auto"),
+    ],
+)
+def test_a_gpu_that_is_not_there(settings: Any, message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RunError, match=message):
+        check_device(settings)
+
+
+def test_dropout_repeats_for_a_batch_and_differs_between_batches_and_ranks():
+    """A resumed run draws the dropout of the run that was cut short."""
+
+    def drawn(batch: int, rank: int) -> torch.Tensor:
+        noise = ExampleNoise(seed=5, P_mean=0, P_std=1, rank=rank)
+        state: Any = SimpleNamespace(timestamp=SimpleNamespace(batch=SimpleNamespace(value=batch)))
+        noise.apply(Event.BATCH_START, state, None)  # pyright: ignore[reportArgumentType]
+        return torch.rand(100)
+
+    assert torch.equal(drawn(3, 0), drawn(3, 0))
+    assert not torch.equal(drawn(3, 0), drawn(4, 0))
+    assert not torch.equal(drawn(3, 0), drawn(3, 1))

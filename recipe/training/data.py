@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from streaming import StreamingDataLoader, StreamingDataset
+from streaming.base.util import clean_stale_shared_memory
 
 INDEX = "index.json"
 STATISTICS = "stats.json"
@@ -49,7 +50,7 @@ class ImageDataset(StreamingDataset):
             raise DataError(
                 f"{self._where(sample_id)} has an image of shape {list(image.shape)} (channels, height, width), but "
                 f"model.img_channels and model.img_resolution ask for {list(self.image_shape)}; change these keys or "
-                "prepare the data with another --resolution or --channels"
+                "prepare the data with another --resolution"
             )
         if self.label_dim == 0:
             label = -1
@@ -152,6 +153,8 @@ def check_data(config: Any) -> tuple[int | None, dict[str, Any]]:
 def training_loader(config: Any, device_batch_size: int) -> StreamingDataLoader:
     """The loader of a run. The order of the samples depends on the seed and `num_canonical_nodes`, not on the ranks."""
     data = config.data
+    if data.remote is not None:
+        clean_stale_shared_memory()  # a killed run leaves its claim on the cache folder in /dev/shm
     dataset = ImageDataset(
         img_resolution=config.model.img_resolution,
         img_channels=config.model.img_channels,

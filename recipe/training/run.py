@@ -39,6 +39,7 @@ def train(config: Config) -> None:
         DataError: bad data.
         RunError: a run folder or loss that does not allow to go on.
     """
+    check_device(config)
     samples, statistics = check_data(config)
     trainer = build_trainer(config, samples, statistics)
     try:
@@ -56,6 +57,18 @@ def train(config: Config) -> None:
         trainer.close()
     if dist.get_global_rank() == 0:
         print(f"trained to {trainer.state.timestamp.sample.value} images; everything is in {config.run_folder()}")
+
+
+def check_device(config: Config) -> None:
+    """Raises RunError if the configuration asks for a GPU that is not there."""
+    if torch.cuda.is_available() and config.device != "cpu":
+        return
+    if config.device == "gpu":
+        raise RunError("device = gpu: PyTorch finds no usable CUDA device; use device=cpu, or mend the driver")
+    if config.device_train_microbatch_size == "auto":
+        raise RunError(
+            "device_train_microbatch_size = auto: needs CUDA, whose memory limit it probes; use a number or null"
+        )
 
 
 def build_trainer(config: Config, samples: int | None, statistics: dict[str, Any]) -> Trainer:
