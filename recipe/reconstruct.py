@@ -29,6 +29,14 @@ def lengths(text: str) -> list[float]:
     return found
 
 
+def images(text: str) -> int:
+    """A time in images; raises ValueError for batches and epochs, whose size a folder of snapshots does not tell."""
+    span = Span.parse(text)
+    if span.unit != "sp":
+        raise ValueError(f"--nimg {text} must be in images, for example 8Mi")
+    return span.value
+
+
 def run(
     folder: Path, sigma_rels: list[float], nimg: int | None, out: Path, dtype: torch.dtype, force: bool
 ) -> list[Path]:
@@ -58,7 +66,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="also make averages that the snapshots support poorly")
     arguments = parser.parse_args()
     try:
-        nimg = None if arguments.nimg is None else Span.parse(arguments.nimg).images(1)
+        nimg = None if arguments.nimg is None else images(arguments.nimg)
         run(
             arguments.run,
             lengths(arguments.sigma_rel),

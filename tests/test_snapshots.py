@@ -565,6 +565,7 @@ def test_sample_command_with_a_guide(run_folder: Path, tmp_path: Path):
     [
         (["--sigma-rel", "0.3"], "sigma_rel 0.3 must be above 0 and below 12^-0.5"),
         (["--sigma-rel", "0.05", "--nimg", "8500"], "nimg 8500: must be the time of a snapshot"),
+        (["--sigma-rel", "0.05", "--nimg", "100ba"], "--nimg 100ba must be in images"),
     ],
 )
 def test_reconstruct_command_refuses(options: list[str], said: str, run_folder: Path):
