@@ -25,7 +25,7 @@ from recipe.training.algorithms import (
     training_algorithms,
 )
 from recipe.training.model import DiffusionModel, unwrap
-from recipe.training.run import RunError, check_device
+from recipe.training.run import RunError, check_device, speed_monitor
 from test_golden import check_final_weights
 
 
@@ -250,6 +250,20 @@ def test_a_gpu_that_is_not_there(settings: Any, message: str, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match=message):
         check_device(settings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "peak"),
+    [("auto", False, 989.5e12), ("bfloat16", True, 989.5e12), ("float32", False, 67e12), ("float32", True, 494.5e12)],
+)
+def test_mfu_is_relative_to_the_precision_of_the_network(
+    dtype: str, tf32: bool, peak: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    config: Any = SimpleNamespace(model=SimpleNamespace(dtype=dtype), numerics=SimpleNamespace(tf32=tf32))
+    assert speed_monitor(config, on_gpu=True).gpu_flops_available == peak
+    assert speed_monitor(config, on_gpu=False).gpu_flops_available == 0
 
 
 def test_dropout_repeats_for_a_batch_and_differs_between_batches_and_ranks():

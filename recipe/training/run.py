@@ -4,11 +4,13 @@ import importlib.metadata
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from composer import Trainer
 from composer.callbacks import LRMonitor, MemoryMonitor, NaNMonitor, RuntimeEstimator, SpeedMonitor
+from composer.callbacks.speed_monitor import get_gpu_flops_available
 from composer.core import Callback
 from composer.loggers import LoggerDestination, MLFlowLogger, TensorboardLogger, WandBLogger
 from composer.utils import dist, get_device
@@ -132,12 +134,24 @@ def set_numerics(config: Config, on_gpu: bool) -> None:
         torch.backends.cudnn.benchmark = True  # shapes never change
 
 
+def activations(config: Config, on_gpu: bool) -> str:
+    """Name of the dtype of the network's activations."""
+    name = config.model.dtype
+    return ("float16" if on_gpu else "float32") if name == "auto" else name
+
+
+def speed_monitor(config: Config, on_gpu: bool) -> SpeedMonitor:
+    """Images per second and MFU, against the GPU's peak in the precision that the network really computes in."""
+    # Composer would take its own precision, fp32, and report several times the true utilisation.
+    names = {"float16": "amp_fp16", "bfloat16": "amp_bf16", "float32": "tf32" if config.numerics.tf32 else "fp32"}
+    precision: Any = SimpleNamespace(precision=SimpleNamespace(value=names[activations(config, on_gpu)]))
+    return SpeedMonitor(window_size=20, gpu_flops_available=get_gpu_flops_available(precision) if on_gpu else 0)
+
+
 def build_model(config: Config, on_gpu: bool) -> DiffusionModel:
     """The network with weights drawn from the run's seed, and its averages."""
-    name = config.model.dtype
-    dtype = DTYPES[("float16" if on_gpu else "float32") if name == "auto" else name]
     torch.manual_seed(config.seed)
-    net = Precond(**network_arguments(config.model), dtype=dtype)
+    net = Precond(**network_arguments(config.model), dtype=DTYPES[activations(config, on_gpu)])
     return DiffusionModel(net, config.ema.sigma_rels)
 
 
@@ -160,7 +174,7 @@ def callbacks(config: Config, folder: Path, epoch: int, statistics: dict[str, An
             config.samples.batch_size,
         ),
     ]
-    monitors = [NaNMonitor(), LRMonitor(), SpeedMonitor(window_size=20), RuntimeEstimator()]
+    monitors = [NaNMonitor(), LRMonitor(), speed_monitor(config, on_gpu), RuntimeEstimator()]
     return own + monitors + ([MemoryMonitor()] if on_gpu else [])
 
 
