@@ -11,7 +11,15 @@ import torch
 
 from commands import assert_refused, command_line, run, train_arguments
 from recipe.prepare import embedded_digits, finished_work, prepare, statistics, write_shards
-from recipe.training.data import DataError, ImageDataset, check_data, check_shards, check_statistics, read_statistics
+from recipe.training.data import (
+    DataError,
+    ImageDataset,
+    check_data,
+    check_shards,
+    check_statistics,
+    read_remote,
+    read_statistics,
+)
 
 NETWORK = {"img_resolution": 8, "img_channels": 1, "label_dim": 10}
 
@@ -145,16 +153,27 @@ def test_damaged_data_is_named(digits: Path, tmp_path: Path, damage):
 def test_data_at_odds_with_the_configuration_names_the_key(digits: Path, key: str, value: int):
     config = SimpleNamespace(data=SimpleNamespace(local=str(digits)), model=SimpleNamespace(**NETWORK | {key: value}))
     with pytest.raises(DataError, match=rf"model\.{key} is {value}, but the data has {NETWORK[key]}"):
-        check_statistics(read_statistics(str(digits)), config)
+        check_statistics(read_statistics(str(digits)), config, "here")
 
 
 def test_unconditional_training_on_labelled_images(digits: Path):
     config = SimpleNamespace(
         data=SimpleNamespace(local=str(digits)), model=SimpleNamespace(**NETWORK | {"label_dim": 0})
     )
-    check_statistics(read_statistics(str(digits)), config)
+    check_statistics(read_statistics(str(digits)), config, "here")
     dataset = ImageDataset(**NETWORK | {"label_dim": 0}, local=str(digits), batch_size=4, shuffle=False)
     assert dataset[7]["label"] == -1
+
+
+def test_remote_data_is_described_before_it_is_streamed(digits: Path, tmp_path: Path):
+    assert read_remote(str(digits)) == (5000, read_statistics(str(digits)))
+    shards = copy_of(digits, tmp_path)
+    (shards / "stats.json").unlink()
+    assert read_remote(str(shards)) == (5000, {})
+    with pytest.raises(DataError, match=rf"data\.remote {tmp_path}/none: holds no index\.json"):
+        read_remote(f"{tmp_path}/none")
+    with pytest.raises(DataError, match=r"data\.remote nowhere://x: index\.json cannot be read .*credentials"):
+        read_remote("nowhere://x")
 
 
 def test_less_data_than_a_batch(digits: Path):

@@ -1,6 +1,7 @@
 """Sharded images: the streaming data set, its loader, and the checks before a run reads them."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from streaming import StreamingDataLoader, StreamingDataset
+from streaming.base.storage import CloudDownloader
 from streaming.base.util import clean_stale_shared_memory
 
 INDEX = "index.json"
@@ -75,6 +77,18 @@ def _channels_first(image: Any) -> np.ndarray:
     return np.array(image)
 
 
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """The shards that the index in `folder` lists. Raises DataError if it cannot be read or lists no samples."""
+    try:
+        shards = json.loads((folder / INDEX).read_text())["shards"]
+        samples = sum(shard["samples"] for shard in shards)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / INDEX}: is not an MDS index ({error!r}); prepare the data again") from None
+    if samples == 0:
+        raise DataError(f"{folder / INDEX}: lists no samples; prepare the data again")
+    return shards
+
+
 def check_shards(folder: str) -> int:
     """Check that `folder` holds a complete set of MDS shards and return the number of samples.
 
@@ -86,11 +100,7 @@ def check_shards(folder: str) -> int:
         raise DataError(
             f"data.local {folder}: holds no {INDEX}; make the shards with recipe/prepare.py or name their folder"
         )
-    try:
-        shards = json.loads((path / INDEX).read_text())["shards"]
-        samples = sum(shard["samples"] for shard in shards)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path / INDEX}: is not an MDS index ({error!r}); prepare the data again") from None
+    shards = read_index(path)
     for shard in shards:
         entries = [shard[kind] for kind in ("raw_data", "zip_data") if shard.get(kind)]
         found = [entry for entry in entries if (path / entry["basename"]).is_file()]
@@ -103,9 +113,7 @@ def check_shards(folder: str) -> int:
                     f"{path / entry['basename']}: the shard has {size} bytes, but {INDEX} says {entry['bytes']}; it "
                     "was cut short or changed: prepare or copy the data again"
                 )
-    if samples == 0:
-        raise DataError(f"{path / INDEX}: lists no samples; prepare the data again")
-    return samples
+    return sum(shard["samples"] for shard in shards)
 
 
 def read_statistics(folder: str) -> dict[str, Any]:
@@ -117,8 +125,32 @@ def read_statistics(folder: str) -> dict[str, Any]:
         raise DataError(f"{path}: is not valid JSON ({error}); prepare the data again or delete the file") from None
 
 
-def check_statistics(statistics: dict[str, Any], config: Any) -> None:
-    """Compare the data's note with the configuration. Raises DataError that names each differing key."""
+def read_remote(remote: str) -> tuple[int, dict[str, Any]]:
+    """Number of samples and statistics of shards in object storage, from two small files there.
+
+    Raises:
+        DataError: no index there, or no access.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (INDEX, STATISTICS):
+            try:
+                CloudDownloader.get(remote).direct_download(f"{remote}/{name}", f"{folder}/{name}")
+            except FileNotFoundError:
+                if name == INDEX:
+                    raise DataError(
+                        f"data.remote {remote}: holds no {INDEX}; make the shards with recipe/prepare.py and copy them "
+                        "there, or mend the address"
+                    ) from None
+            except Exception as error:  # each kind of storage has errors of its own
+                raise DataError(
+                    f"data.remote {remote}: {name} cannot be read ({error}); check the address, the network and the "
+                    "credentials in the environment"
+                ) from None
+        return sum(shard["samples"] for shard in read_index(Path(folder))), read_statistics(folder)
+
+
+def check_statistics(statistics: dict[str, Any], config: Any, place: str) -> None:
+    """Compare the note of the data at `place` with the configuration. Raises DataError that names differing keys."""
     differing = [
         f"model.{key} is {getattr(config.model, key)}, but the data has {statistics[key]}"
         for key in ("img_resolution", "img_channels", "label_dim")
@@ -128,24 +160,26 @@ def check_statistics(statistics: dict[str, Any], config: Any) -> None:
         and not (key == "label_dim" and config.model.label_dim == 0)
     ]
     if differing:
-        raise DataError(f"data.local {config.data.local}: " + "; ".join(differing) + "; change these keys or the data")
+        raise DataError(f"{place}: " + "; ".join(differing) + "; change these keys or the data")
 
 
-def check_data(config: Any) -> tuple[int | None, dict[str, Any]]:
-    """Everything that can be known about the data before reading it: (number of samples, statistics).
+def check_data(config: Any) -> tuple[int, dict[str, Any]]:
+    """Everything that can be known about the data before streaming it: (number of samples, statistics).
 
     Raises:
-        DataError: as `check_shards` and `check_statistics`, or less data than one batch.
+        DataError: as `check_shards`, `read_remote` and `check_statistics`, or less data than one batch.
     """
     if config.data.remote is not None:
-        return None, {}
-    samples = check_shards(config.data.local)
-    statistics = read_statistics(config.data.local)
-    check_statistics(statistics, config)
+        place = f"data.remote {config.data.remote}"
+        samples, statistics = read_remote(config.data.remote)
+    else:
+        place = f"data.local {config.data.local}"
+        samples, statistics = check_shards(config.data.local), read_statistics(config.data.local)
+    check_statistics(statistics, config, place)
     if samples < config.global_batch_size:
         raise DataError(
-            f"data.local {config.data.local}: {samples} images are fewer than global_batch_size "
-            f"{config.global_batch_size}; use a smaller batch or more data"
+            f"{place}: {samples} images are fewer than global_batch_size {config.global_batch_size}; use a smaller "
+            "batch or more data"
         )
     return samples, statistics
 

@@ -73,7 +73,7 @@ def check_device(config: Config) -> None:
         )
 
 
-def build_trainer(config: Config, samples: int | None, statistics: dict[str, Any]) -> Trainer:
+def build_trainer(config: Config, samples: int, statistics: dict[str, Any]) -> Trainer:
     """The Trainer of a run; loads the latest checkpoint if there is one."""
     device = get_device(None if config.device == "auto" else config.device)
     on_gpu = device.name == "gpu"
@@ -81,7 +81,7 @@ def build_trainer(config: Config, samples: int | None, statistics: dict[str, Any
     dist.initialize_dist(device)
     loader = training_loader(config, config.global_batch_size // dist.get_world_size())
     batch = config.global_batch_size
-    epoch = (loader.dataset.size if samples is None else samples) // batch * batch  # pyright: ignore
+    epoch = samples // batch * batch
     folder = Path(config.run_folder())
     model = build_model(config, on_gpu)
     checkpoints = folder / "checkpoints"
