@@ -7,7 +7,7 @@ how problems are worded, is in `config_reader.py`; rules that span several keys 
 """
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
@@ -77,6 +77,10 @@ class Model(Section):
     logvar_channels: int = key(128, "Fourier features of the uncertainty", ge=1)
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = key(
         "auto", "precision of the activations; auto = float16 on CUDA, float32 on CPU")  # fmt: skip
+
+    def network_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `Precond`, without `dtype`, which is not part of the weights' meaning."""
+        return self.model_dump(exclude={"dtype"})
 
 
 class Loss(Section):

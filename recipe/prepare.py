@@ -71,9 +71,10 @@ def write_shards(samples: Iterable[tuple[NDArray[np.uint8], int]], out: Path, en
     columns = {"image": "png" if encoding == "png" else "ndarray:uint8", "label": "int"}
     with MDSWriter(out=str(out), columns=columns, hashes=["sha1"], progress_bar=False) as writer:
         for image, label in samples:
-            pixels = image.transpose(1, 2, 0)
-            as_png = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-            writer.write({"image": as_png if encoding == "png" else image, "label": int(label)})
+            stored = image
+            if encoding == "png":
+                stored = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+            writer.write({"image": stored, "label": int(label)})
 
 
 def prepare(source: str, out: Path, resolution: int, encoding: str) -> dict:

@@ -4,6 +4,7 @@ Times are in images seen (`nimg`). The length of an average is given as sigma_re
 relative to the training time; gamma is the exponent of the profile. Everything here but the update is float64.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ def sigma_rel_from_gamma(gamma: float) -> float:
     return float(((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5)
 
 
+@functools.cache  # asked for after every step of training
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """Exponent of the profile with that relative standard deviation: the positive root of eq. 126.
 

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-from typing import Any
 
 from composer.models import ComposerModel
 from torch import Tensor, nn
@@ -82,8 +81,3 @@ def unwrap(model: nn.Module) -> DiffusionModel:
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     assert isinstance(inner, DiffusionModel)
     return inner
-
-
-def network_arguments(settings: Any) -> dict[str, Any]:
-    """Keyword arguments of `Precond`, without `dtype`, from the `model` section of the configuration."""
-    return settings.model_dump(exclude={"dtype"})

@@ -10,7 +10,7 @@ from recipe.edm2.precond import Precond
 def print_plan(config: Config) -> None:
     """Build the model on the meta device and print its parameters, GFLOPs per image, memory per rank and steps."""
     with torch.device("meta"):
-        net = Precond(**config.model.model_dump(exclude={"dtype"}))
+        net = Precond(**config.model.network_arguments())
     parameters = sum(parameter.numel() for parameter in net.parameters())
     averages = len(config.ema.sigma_rels)
     samples = None

@@ -15,7 +15,7 @@ from composer.core import Callback
 from composer.loggers import LoggerDestination, MLFlowLogger, TensorboardLogger, WandBLogger
 from composer.utils import dist, get_device
 
-from recipe.config import Config
+from recipe.config import Config, Images
 from recipe.config_reader import to_yaml
 from recipe.edm2.generate import SamplerSettings
 from recipe.edm2.precond import Precond
@@ -23,7 +23,7 @@ from recipe.training.algorithms import training_algorithms
 from recipe.training.callbacks import EMASnapshots, SampleGrid
 from recipe.training.checkpoints import clean_up_checkpoints
 from recipe.training.data import check_data, training_loader
-from recipe.training.model import DiffusionModel, network_arguments
+from recipe.training.model import DiffusionModel
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,10 @@ def build_trainer(config: Config, samples: int, statistics: dict[str, Any]) -> T
     loader = training_loader(config, config.global_batch_size // dist.get_world_size())
     batch = config.global_batch_size
     epoch = samples // batch * batch
+
+    def batches(span: Images) -> str:
+        return f"{span.images(batch, epoch) // batch}ba"
+
     folder = Path(config.run_folder())
     model = build_model(config, on_gpu)
     checkpoints = folder / "checkpoints"
@@ -100,7 +104,7 @@ def build_trainer(config: Config, samples: int, statistics: dict[str, Any]) -> T
         model=model,
         train_dataloader=loader,
         optimizers=optimizer,
-        max_duration=f"{config.duration.images(batch, epoch) // batch}ba",
+        max_duration=batches(config.duration),
         algorithms=training_algorithms(config, config.optimizer.rampup.images(batch), dist.get_global_rank()),
         callbacks=callbacks(config, folder, epoch, statistics, on_gpu),
         loggers=loggers(config, folder),
@@ -111,11 +115,11 @@ def build_trainer(config: Config, samples: int, statistics: dict[str, Any]) -> T
         seed=config.seed,
         progress_bar=config.logging.progress_bar,
         log_to_console=not config.logging.progress_bar,
-        console_log_interval=f"{config.logging.interval.images(batch, epoch) // batch}ba",
+        console_log_interval=batches(config.logging.interval),
         save_folder=str(checkpoints),
         save_filename="ba{batch}-rank{rank}.pt",
         save_latest_filename="latest-rank{rank}.pt",
-        save_interval=f"{config.checkpoints.interval.images(batch, epoch) // batch}ba",
+        save_interval=batches(config.checkpoints.interval),
         save_num_checkpoints_to_keep=config.checkpoints.keep,
         save_overwrite=True,  # a checkpoint cut short by a kill is written again
         # Not Composer's autoresume, which trusts a link that a kill can remove, and asks every logger for a checkpoint.
@@ -151,7 +155,7 @@ def speed_monitor(config: Config, on_gpu: bool) -> SpeedMonitor:
 def build_model(config: Config, on_gpu: bool) -> DiffusionModel:
     """The network with weights drawn from the run's seed, and its averages."""
     torch.manual_seed(config.seed)
-    net = Precond(**network_arguments(config.model), dtype=DTYPES[activations(config, on_gpu)])
+    net = Precond(**config.model.network_arguments(), dtype=DTYPES[activations(config, on_gpu)])
     return DiffusionModel(net, config.ema.sigma_rels)
 
 
@@ -162,7 +166,7 @@ def callbacks(config: Config, folder: Path, epoch: int, statistics: dict[str, An
         EMASnapshots(
             folder / "snapshots",
             config.ema.snapshot_interval.images(batch, epoch),
-            network_arguments(config.model),
+            config.model.network_arguments(),
             DTYPES[config.ema.snapshot_dtype],
             statistics,
         ),
