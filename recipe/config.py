@@ -110,6 +110,17 @@ class EMA(Section):
     snapshot_dtype: Literal["float16", "float32"] = key("float16", "precision of the stored averages")
 
 
+class FSDP(Section):
+    """Sharding of weights, gradients, Adam's moments and averages over the ranks with FSDP2."""
+
+    shard: int | None = key(None, "ranks that share one copy of the state; the others hold replicas (HSDP); null = all",
+                            8, ge=1)  # fmt: skip
+    reshard_after_forward: bool = key(True, "free a block's weights between forward and backward")
+    activation_checkpointing: bool = key(False, "compute each block twice instead of storing its activations")
+    gather_dtype: Literal["float32", "float16", "bfloat16"] = key(
+        "float32", "precision of gathered weights; 16 bits halve the traffic and round the weights")  # fmt: skip
+
+
 class Checkpoints(Section):
     """What a run needs to go on exactly where it stopped."""
 
@@ -179,6 +190,7 @@ class Config(Section):
     loss: Loss = key(Loss(), "the loss", {"P_mean": -0.4})
     optimizer: Optimizer = key(Optimizer(), "the optimizer", {"ref_lr": 0.01})
     ema: EMA = key(EMA(), "the averages", {"sigma_rels": [0.05, 0.1]})
+    fsdp: FSDP | None = key(None, "sharding; null = every rank holds everything (DDP)", {"shard": 8})
     checkpoints: Checkpoints = key(Checkpoints(), "checkpoints", {"interval": "8Mi"})
     samples: Samples = key(Samples(), "sample grids", {"interval": "64Mi"})
     logging: Logging = key(Logging(), "loggers", {"tensorboard": True})

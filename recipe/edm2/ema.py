@@ -12,6 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from recipe.edm2.shards import local
+
 SIGMA_REL_LIMIT = 12**-0.5  # gamma = 0: a uniform average, the longest that the family holds
 
 
@@ -50,12 +52,13 @@ def power_function_beta(sigma_rel: float, t_next: float, t_delta: float) -> floa
 def update_ema_(averages: Sequence[Tensor], weights: Sequence[Tensor], beta: float) -> None:
     """Move each average towards its weight in place: ema = beta * ema + (1 - beta) * weight.
 
-    beta = 0 copies, whatever the averages held: not even a NaN survives.
+    beta = 0 copies, whatever the averages held: not even a NaN survives. Of sharded tensors this rank's rows move.
     """
+    own, new = [local(average) for average in averages], [local(weight) for weight in weights]
     if beta == 0:
-        torch._foreach_copy_(list(averages), list(weights))  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_copy_(own, new)  # pyright: ignore[reportPrivateImportUsage]
     else:
-        torch._foreach_lerp_(list(averages), list(weights), 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(own, new, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def profile_dot(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike) -> NDArray[np.float64]:

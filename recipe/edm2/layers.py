@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recipe.edm2.shards import local
+
 EPS = 1e-4  # added to the RMS outside the root (Algorithm 1), so that an all-zero vector stays zero
 
 
@@ -82,13 +84,16 @@ class MPFourier(nn.Module):
         self.bandwidth = bandwidth
         self.register_buffer("freqs", torch.empty(num_channels))
         self.register_buffer("phases", torch.empty(num_channels))
-        self.reset_parameters()
+        if not self.freqs.is_meta:
+            self.load_state_dict(self.initial_state())
 
-    def reset_parameters(self) -> None:
-        """Draw frequencies and phases anew from torch's global generator."""
+    def initial_state(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Frequencies and phases drawn anew, on the CPU; None = from torch's global generator."""
         # As in the official code the factors 2 pi are part of the stored numbers, so that published weights load.
-        self.freqs.normal_().mul_(2 * math.pi * self.bandwidth)
-        self.phases.uniform_().mul_(2 * math.pi)
+        return {
+            "freqs": torch.randn(self.freqs.shape, generator=generator, device="cpu") * (2 * math.pi * self.bandwidth),
+            "phases": torch.rand(self.phases.shape, generator=generator, device="cpu") * (2 * math.pi),
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cos(torch.outer(x.float(), self.freqs.float()) + self.phases.float()) * math.sqrt(2)
@@ -109,16 +114,18 @@ class MPConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = ()):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel))
-        self.reset_parameters()
+        if not self.weight.is_meta:
+            self.load_state_dict(self.initial_state())
 
-    def reset_parameters(self) -> None:
-        """Draw the weight anew from N(0, 1), torch's global generator (Appendix B.4)."""
-        nn.init.normal_(self.weight)
+    def initial_state(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """A weight drawn from N(0, 1), on the CPU (Appendix B.4); None = from torch's global generator."""
+        return {"weight": torch.randn(self.weight.shape, generator=generator, device="cpu")}
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Scale the stored weight in place to unit RMS per output unit."""
-        self.weight.mul_(inverse_rms(self.weight))
+        """Scale the stored weight in place to unit RMS per output unit; of a sharded weight, this rank's rows."""
+        rows = local(self.weight)
+        rows.mul_(inverse_rms(rows))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """Apply to `x`; `gain` is a number or a learned tensor of shape [1] that scales the output."""

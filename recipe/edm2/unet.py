@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from recipe.edm2.layers import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize, resample
 
@@ -141,6 +142,7 @@ class UNet(nn.Module):
         self.label_dim = label_dim
         self.label_balance = label_balance
         self.concat_balance = concat_balance
+        self.activation_checkpointing = False  # set it to trade a second forward pass for the blocks' activations
 
         def block(in_channels: int, out_channels: int, flavor: str, attention: bool, mode: str = "keep") -> Block:
             branch: dict[str, Any] = dict(
@@ -196,16 +198,21 @@ class UNet(nn.Module):
             emb = mp_sum(emb, self.emb_label(one_hot * math.sqrt(self.label_dim)), t=self.label_balance)
         return mp_silu(emb)
 
+    def run_block(self, block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, emb, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return block(x, emb)
+
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map `x` [N, C, H, W], `c_noise` [N] and int64 `labels` [N] or None to [N, C, H, W]."""
         emb = self.embed(c_noise, labels)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = []
         for layer in self.enc.values():
-            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+            x = self.run_block(layer, x, emb) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         for name, layer in self.dec.items():
             if "block" in name:
                 x = mp_cat(x, skips.pop(), t=self.concat_balance)
-            x = layer(x, emb)
+            x = self.run_block(layer, x, emb)
         return self.out_conv(x, gain=self.out_gain)

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
+from composer.utils import dist
 
 from recipe.edm2 import rng
 from recipe.edm2.ema import power_function_beta, update_ema_
 from recipe.edm2.loss import sample_sigma
 from recipe.edm2.lr import learning_rate
 from recipe.edm2.precond import project_weights_
+from recipe.edm2.shards import local
 from recipe.training.model import unwrap
 
 log = logging.getLogger(__name__)
@@ -104,15 +106,20 @@ class ExampleNoise(Algorithm):
 class ScrubGradients(Algorithm):
     """Replaces NaN and infinite gradients by 0 before the optimizer steps, and logs how many there were.
 
-    Metric `gradients/nonfinite`: elements replaced in this step on this rank.
+    Metric `gradients/nonfinite`: elements replaced in this step.
     """
 
     def match(self, event: Event, state: State) -> bool:
         return event == Event.AFTER_TRAIN_BATCH
 
     def apply(self, event: Event, state: State, logger: Logger) -> int:
-        gradients = [p.grad for p in unwrap(state.model).parameters_to_train() if p.grad is not None]
+        gradients = [local(p.grad) for p in unwrap(state.model).parameters_to_train() if p.grad is not None]
         count = scrub_(gradients)
+        if state.fsdp_enabled:  # each rank saw its own rows; replicas of them count once
+            total = torch.tensor(count, device=gradients[0].device)
+            dist.all_reduce(total)
+            replicas = 1 if state.device_mesh is None or state.device_mesh.ndim == 1 else state.device_mesh.size(0)
+            count = int(total) // replicas
         logger.log_metrics({"gradients/nonfinite": count})
         if count > 0:
             log.warning("batch %d: %d non-finite gradient elements set to 0", state.timestamp.batch.value, count)

@@ -13,6 +13,7 @@ from PIL import Image
 from recipe.edm2.generate import SamplerSettings, generate_batches
 from recipe.edm2.images import image_grid, to_pixels
 from recipe.edm2.precond import Precond
+from recipe.edm2.shards import gather
 from recipe.storage.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 from recipe.training.model import unwrap
 
@@ -61,19 +62,27 @@ class EMASnapshots(_AtIntervals):
         self.dataset = dataset
 
     def act(self, state: State, logger: Logger, nimg: int) -> None:
-        if dist.get_global_rank() != 0:
-            return
         for sigma_rel, ema in unwrap(state.model).averages():
-            path = self.folder / snapshot_name(nimg, sigma_rel)
-            info = SnapshotInfo(self.network, nimg, sigma_rel, self.dataset)
-            save_snapshot(path, snapshot_tensors(ema, self.dtype), info)
+            tensors = snapshot_tensors(ema, self.dtype)
+            if dist.get_global_rank() == 0:
+                path = self.folder / snapshot_name(nimg, sigma_rel)
+                save_snapshot(path, tensors, SnapshotInfo(self.network, nimg, sigma_rel, self.dataset))
 
 
+@torch.no_grad()
 def snapshot_tensors(net: Precond, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The network's state on the CPU as a snapshot stores it: averages in `dtype`, buffers as they are."""
-    averages = {name: tensor.detach().to("cpu", dtype, copy=True) for name, tensor in net.named_parameters()}
-    buffers = {name: tensor.to("cpu", copy=True) for name, tensor in net.named_buffers()}
-    return averages | buffers
+    """The network's state on the CPU as a snapshot stores it: averages in `dtype`, buffers as they are.
+
+    Call it on all ranks: a sharded network is gathered, one parameter at a time. Only rank 0 gets the result.
+    """
+    rank, tensors = dist.get_global_rank(), {}
+    for name, parameter in net.named_parameters():
+        whole = gather(parameter.detach().to(dtype))
+        if rank == 0:
+            tensors[name] = whole.to("cpu", copy=True)
+    if rank == 0:
+        tensors |= {name: buffer.to("cpu", copy=True) for name, buffer in net.named_buffers()}
+    return tensors
 
 
 class SampleGrid(_AtIntervals):

@@ -1,16 +1,18 @@
 """The ComposerModel: a denoiser with its averages; batch in, loss out."""
 
 import copy
-import functools
 
+import torch
 from composer.models import ComposerModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recipe.edm2.flops import macs_per_image
 from recipe.edm2.images import to_network
+from recipe.edm2.initialize import initialize_
 from recipe.edm2.loss import denoising_error, uncertainty_loss
 from recipe.edm2.precond import Precond
+from recipe.edm2.shards import local
 
 
 class DiffusionModel(ComposerModel):
@@ -30,6 +32,7 @@ class DiffusionModel(ComposerModel):
     def __init__(self, net: Precond, sigma_rels: list[float]):
         super().__init__()
         self.net = net
+        self.macs_per_image = macs_per_image(net)  # now: a sharded network cannot be counted
         self.sigma_rels = list(sigma_rels)
         self.emas = nn.ModuleDict()
         for sigma_rel in sigma_rels:
@@ -59,9 +62,18 @@ class DiffusionModel(ComposerModel):
         # Two operations per multiply-add; backward costs two forwards.
         return 2 * 3 * self.macs_per_image * len(batch["image"])
 
-    @functools.cached_property
-    def macs_per_image(self) -> int:
-        return macs_per_image(self.net)
+    def initialize_(self, seed: int) -> None:
+        """Fill the network with fresh weights and each average with a copy of them."""
+        initialize_(self.net, seed)
+        self.reset_averages_()
+
+    @torch.no_grad()
+    def reset_averages_(self) -> None:
+        """Make each average, its buffers too, a copy of the network."""
+        state = self.net.state_dict()
+        for _, average in self.averages():
+            for name, tensor in average.state_dict().items():
+                local(tensor).copy_(local(state[name]))
 
     def parameters_to_train(self) -> list[nn.Parameter]:
         return list(self.net.parameters())

@@ -12,8 +12,10 @@ from composer import Trainer
 from composer.callbacks import LRMonitor, MemoryMonitor, NaNMonitor, RuntimeEstimator, SpeedMonitor
 from composer.callbacks.speed_monitor import get_gpu_flops_available
 from composer.core import Callback
+from composer.devices import Device
 from composer.loggers import LoggerDestination, MLFlowLogger, TensorboardLogger, WandBLogger
 from composer.utils import dist, get_device
+from composer.utils.parallelism import ParallelismConfig
 
 from recipe.config import Config, Images
 from recipe.config_reader import to_yaml
@@ -24,10 +26,9 @@ from recipe.training.callbacks import EMASnapshots, SampleGrid
 from recipe.training.checkpoints import clean_up_checkpoints
 from recipe.training.data import check_data, training_loader
 from recipe.training.model import DiffusionModel
+from recipe.training.sharding import DTYPES, shard_
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class RunError(ValueError):
@@ -87,7 +88,7 @@ def build_trainer(config: Config, samples: int, statistics: dict[str, Any]) -> T
         return f"{span.images(batch, epoch) // batch}ba"
 
     folder = Path(config.run_folder())
-    model = build_model(config, on_gpu)
+    model, parallelism = build_model(config, device)
     checkpoints = folder / "checkpoints"
     latest = [None]
     if dist.get_global_rank() == 0:
@@ -110,6 +111,7 @@ def build_trainer(config: Config, samples: int, statistics: dict[str, Any]) -> T
         loggers=loggers(config, folder),
         device=device,
         precision="fp32",  # the network casts its own activations
+        parallelism_config=parallelism,
         device_train_microbatch_size=config.device_train_microbatch_size,
         run_name=config.run_name,
         seed=config.seed,
@@ -152,11 +154,22 @@ def speed_monitor(config: Config, on_gpu: bool) -> SpeedMonitor:
     return SpeedMonitor(window_size=20, gpu_flops_available=get_gpu_flops_available(precision) if on_gpu else 0)
 
 
-def build_model(config: Config, on_gpu: bool) -> DiffusionModel:
-    """The network with weights drawn from the run's seed, and its averages."""
-    torch.manual_seed(config.seed)
-    net = Precond(**config.model.network_arguments(), dtype=DTYPES[activations(config, on_gpu)])
-    return DiffusionModel(net, config.ema.sigma_rels)
+def build_model(config: Config, device: Device) -> tuple[DiffusionModel, ParallelismConfig | None]:
+    """The network with weights drawn from the run's seed, and its averages; and how it is sharded, None = it is not.
+
+    Built on the meta device and sharded there: the whole network never exists on one device.
+    """
+    dtype = DTYPES[activations(config, device.name == "gpu")]
+    with torch.device("meta"):
+        net = Precond(**config.model.network_arguments(), dtype=dtype)
+        model = DiffusionModel(net, config.ema.sigma_rels)
+    parallelism = None
+    if config.fsdp is not None:
+        net.unet.activation_checkpointing = config.fsdp.activation_checkpointing
+        parallelism = shard_(model, config.fsdp, "cuda" if device.name == "gpu" else "cpu")
+    model.to_empty(device=f"cuda:{torch.cuda.current_device()}" if device.name == "gpu" else "cpu")
+    model.initialize_(config.seed)
+    return model, parallelism
 
 
 def callbacks(config: Config, folder: Path, epoch: int, statistics: dict[str, Any], on_gpu: bool) -> list[Callback]:
