@@ -6,6 +6,7 @@ Defaults are the paper's CONFIG G for ImageNet-512 at size S. How files and the 
 how problems are worded, is in `config_reader.py`; rules that span several keys are in `config_rules.py`.
 """
 
+import re
 import sys
 from typing import Annotated, Any, Literal
 
@@ -108,6 +109,8 @@ class EMA(Section):
     sigma_rels: list[SigmaRel] = key([0.05, 0.1], "relative lengths of the tracked averages", min_length=1)
     snapshot_interval: Images = key("8Mi", "images between snapshots")
     snapshot_dtype: Literal["float16", "float32"] = key("float16", "precision of the stored averages")
+    snapshot_keep: int = key(-1, "how many of the newest snapshots of each average stay; -1 = all, which post-hoc "
+                                 "averages need", ge=-1)  # fmt: skip
 
 
 class FSDP(Section):
@@ -119,6 +122,13 @@ class FSDP(Section):
     activation_checkpointing: bool = key(False, "compute each block twice instead of storing its activations")
     gather_dtype: Literal["float32", "float16", "bfloat16"] = key(
         "float32", "precision of gathered weights; 16 bits halve the traffic and round the weights")  # fmt: skip
+
+
+class Init(Section):
+    """Weights to start from, for fine-tuning: only weights, at images seen = 0."""
+
+    path: str = key(..., "a snapshot (.safetensors) or a run's folder, local or s3://, whose newest checkpoint counts",
+                    "runs/edm2/snapshots/snapshot-00000051200-0.100.safetensors", min_length=1)  # fmt: skip
 
 
 class Checkpoints(Section):
@@ -176,6 +186,8 @@ class Config(Section):
 
     run_name: str = key(..., "name of the run: letters, digits, . _ -", "img512-s", pattern=r"^[A-Za-z0-9][\w.-]*$")
     save_folder: str = key("runs/{run_name}", "folder of everything the run writes", min_length=1)
+    scratch_folder: str | None = key(None, "where files wait for their upload if save_folder is in object storage; null "
+                                           "= below the system's temporary folder", "/scratch", min_length=1)  # fmt: skip
     seed: int = key(0, "seed of the weights, the order of the data and the noise", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "gpu"] = key("auto", "auto = GPUs if there are any")
     duration: Images = key("2Gi", "images to train for")
@@ -184,7 +196,13 @@ class Config(Section):
         None, "images per forward pass on one device; null = all of its share, auto = what fits (CUDA only)", 64
     )
     autoresume: bool = key(True, "go on from the run's latest checkpoint; false = the folder must be new")
+    allow_changes: list[str] = key([], "hyper-parameters that may differ from those the run began with",
+                                   ["optimizer.ref_lr"])  # fmt: skip
     dry_run: bool = key(False, "only check the configuration and print sizes")
+    world_size: int | str | None = key(None, "of a dry run: the ranks to plan for, as a number or as nodes x ranks per "
+                                             "node; null = this launch's", "128x8")  # fmt: skip
+    gpu: str | None = key(None, "of a dry run: the GPU to plan for; null = some common ones", "H100-80GB")
+    init: Init | None = key(None, "weights to start from; null = random ones", {"path": "runs/edm2"})
     data: Data = key(..., "the data set", {"local": "data/digits"})
     model: Model = key(Model(), "the network", {"model_channels": 192})
     loss: Loss = key(Loss(), "the loss", {"P_mean": -0.4})
@@ -199,6 +217,16 @@ class Config(Section):
     def run_folder(self) -> str:
         """`save_folder` with the run's name filled in."""
         return self.save_folder.replace("{run_name}", self.run_name).rstrip("/")
+
+    def planned_ranks(self) -> tuple[int, int | None] | None:
+        """(ranks, ranks per node) of `world_size`, if it is given; None for what is not. Raises ValueError."""
+        if self.world_size is None:
+            return None
+        match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", str(self.world_size))
+        if match is None:
+            raise ValueError("must be a number of ranks, or nodes x ranks per node")
+        per_node = None if match[2] is None else int(match[2])
+        return int(match[1]) * (per_node or 1), per_node
 
 
 def main() -> None:

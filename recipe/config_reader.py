@@ -51,10 +51,11 @@ def read_or_exit(arguments: Sequence[str], command: str) -> Config:
 
 def exit_with(command: str, error: Exception) -> NoReturn:
     """End a command over bad input: the message, no traceback, status 2. Under a launcher rank 0 speaks for all."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{command}: {error}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(5)  # a launcher ends all ranks with the first one: rank 0 must get to speak
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(5)  # a launcher ends all ranks with the first one: rank 0 gets to speak
+        command = f"{command} (rank {rank})"  # still here: it is this rank's own
+    print(f"{command}: {error}", file=sys.stderr, flush=True)
     sys.exit(USAGE_ERROR)
 
 

@@ -1,5 +1,6 @@
 """Rules that span several keys of the configuration, or the configuration and the machine."""
 
+import difflib
 import importlib.util
 import math
 import re
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 
 from recipe.config import Config
 from recipe.config_problems import Problem
+from recipe.training.gpus import GPUS
 from recipe.units import Span
 
 
@@ -16,6 +18,7 @@ def broken_rules(config: Config) -> Iterator[Problem]:
     yield from _network(config)
     yield from _averages(config)
     yield from _places(config)
+    yield from _planning(config)
     if config.samples.interval is not None and config.samples.guidance != 1 and config.loss.label_dropout == 0:
         yield Problem("samples.guidance", str(config.samples.guidance),
                       "needs a network that also learns without labels: loss.label_dropout is 0",
@@ -38,7 +41,9 @@ def broken_rules(config: Config) -> Iterator[Problem]:
 
 
 def broken_rules_of_world(config: Config, world_size: int) -> Iterator[Problem]:
-    """Rules between the configuration and the number of ranks that run it."""
+    """Rules between the configuration and the number of ranks that run it, or that a dry run plans for."""
+    planned = config.planned_ranks()
+    world_size = world_size if planned is None else planned[0]
     batch, micro = config.global_batch_size, config.device_train_microbatch_size
     if batch % world_size != 0:
         yield Problem("global_batch_size", str(batch), f"must be a multiple of the number of ranks, {world_size}",
@@ -47,6 +52,10 @@ def broken_rules_of_world(config: Config, world_size: int) -> Iterator[Problem]:
         share = batch // world_size
         yield Problem("device_train_microbatch_size", str(micro), f"must divide a rank's share of the batch, {share} = "
                       f"global_batch_size {batch} / {world_size} ranks", f"use {_divisor(share, micro)}")  # fmt: skip
+    shard = None if config.fsdp is None else config.fsdp.shard
+    if shard is not None and world_size % shard != 0:
+        yield Problem("fsdp.shard", str(shard), f"must divide the number of ranks, {world_size}",
+                      f"use {_divisor(world_size, shard)}")  # fmt: skip
 
 
 def _intervals(config: Config) -> Iterator[Problem]:
@@ -113,9 +122,15 @@ def _places(config: Config) -> Iterator[Problem]:
         yield Problem("samples.interval", str(config.samples.interval),
                       f"must be null: images of model.img_channels {channels} are not pictures",
                       "set samples.interval=null")  # fmt: skip
-    if "://" in config.save_folder:
-        yield Problem("save_folder", config.save_folder, "must be a local folder",
-                      "write to a local folder and copy it to object storage afterwards")  # fmt: skip
+    scheme, separator, rest = config.save_folder.partition("://")
+    if separator and (scheme != "s3" or not rest.strip("/")):
+        yield Problem("save_folder", config.save_folder, "must be a local folder or s3://bucket/folder",
+                      "write for example s3://my-bucket/runs/{run_name}; other stores: mount them as a folder")  # fmt: skip
+    if config.ema.snapshot_keep == 0:
+        yield Problem("ema.snapshot_keep", "0", "must be -1 (all) or at least 1", "use -1")
+    if config.fsdp is not None and config.device_train_microbatch_size == "auto":
+        yield Problem("device_train_microbatch_size", "auto", "is not possible with fsdp (Composer probes FSDP1 only)",
+                      "use a number; dry_run=true says which fits")  # fmt: skip
     if config.checkpoints.keep == 0:
         yield Problem("checkpoints.keep", "0", "must be -1 (all) or at least 1: nothing can resume without one",
                       "use 2")  # fmt: skip
@@ -123,6 +138,25 @@ def _places(config: Config) -> Iterator[Problem]:
     if limit is not None and not re.fullmatch(r"\d+(\.\d+)?(b|kb|mb|gb|tb|pb)", limit.lower()):
         yield Problem("data.cache_limit", repr(limit), "must be a size in b, kb, mb, gb, tb or pb",
                       "write for example 200gb")  # fmt: skip
+
+
+def _planning(config: Config) -> Iterator[Problem]:
+    try:
+        config.planned_ranks()
+    except ValueError as error:
+        yield Problem("world_size", repr(config.world_size), str(error), "write for example 1024 or 128x8")
+    if config.gpu is not None and config.gpu not in GPUS:
+        given = config.gpu.upper()
+        near = [name for name in GPUS if name.split("-")[0] == given.split("-")[0]]
+        near = near or difflib.get_close_matches(given, GPUS, n=1)
+        yield Problem("gpu", repr(config.gpu), f"must be one of {', '.join(GPUS)}",
+                      f"did you mean {' or '.join(near)}?" if near else "name one with less memory")  # fmt: skip
+    elif config.gpu is not None and config.device == "cpu":
+        yield Problem("gpu", config.gpu, "plans for a GPU, but device is cpu", "set gpu=null or device=auto")
+    for key in ("world_size", "gpu"):
+        if getattr(config, key) is not None and not config.dry_run:
+            yield Problem(key, str(getattr(config, key)), "only serves to plan, but dry_run is false",
+                          f"set dry_run=true or {key}=null")  # fmt: skip
 
 
 def _nearest(value: int, base: int) -> str:

@@ -4,7 +4,8 @@
 
 Everything the run writes is below `save_folder`: config.yaml, checkpoints/, snapshots/, samples/, tensorboard/. The
 same command started again goes on from the latest checkpoint. `dry_run=true` checks the configuration and prints sizes.
-Exit status: 0 done, 2 bad input, 1 anything else.
+SIGTERM or SIGUSR1 to any rank: all finish the batch, save, and the run ends.
+Exit status: 0 done, 2 bad input, 75 stopped by a signal and saved (start it again), 1 anything else.
 """
 
 import os
@@ -27,13 +28,13 @@ def main() -> None:
         print_plan(config)
         return
 
-    from recipe.training.data import DataError
-    from recipe.training.run import RunError, train
+    from recipe.training.run import USER_ERRORS, train
 
     try:
-        train(config)
-    except (DataError, RunError) as error:
+        status = train(config)
+    except USER_ERRORS as error:
         exit_with("train.py", error)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

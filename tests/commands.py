@@ -1,6 +1,7 @@
 """Runs the project's commands as a user would, and tiny runs to run them on."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -71,3 +72,16 @@ def assert_refused(done: subprocess.CompletedProcess[str], *mentions: str) -> No
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     for mention in mentions:
         assert mention in done.stderr, done.stderr
+
+
+def launch(ranks: int, *arguments: str | Path) -> list[str]:
+    """The command that trains on several ranks through Composer's launcher."""
+    port = free_port()
+    script = [str(ROOT / "recipe" / "train.py")]
+    return [str(BIN / "composer"), "-n", str(ranks), "--master_port", str(port), *script, *map(str, arguments)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -5,7 +5,8 @@ Whatever acts on each output unit or each element by itself needs no communicati
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -17,10 +18,9 @@ def local(tensor: Tensor) -> Tensor:
 def assign_(target: Tensor, whole: Tensor) -> None:
     """Copy `whole`, which every rank holds, into `target` in place; a sharded target takes this rank's rows of it."""
     if isinstance(target, DTensor):
-        moved = whole.to(target.device)
-        target.copy_(distribute_tensor(moved, target.device_mesh, target.placements, src_data_rank=None))
-    else:
-        target.copy_(whole)
+        shape, offset = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+        whole = whole[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
+    local(target).copy_(whole)
 
 
 def gather(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What a run writes beside its checkpoints: EMA snapshots and grids of samples."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 from PIL import Image
+from torch.distributed.fsdp import FSDPModule
 
 from recipe.edm2.generate import SamplerSettings, generate_batches
 from recipe.edm2.images import image_grid, to_pixels
 from recipe.edm2.precond import Precond
 from recipe.edm2.shards import gather
 from recipe.storage.snapshots import SnapshotInfo, save_snapshot, snapshot_name
+from recipe.training.folder import RunFolder
 from recipe.training.model import unwrap
 
 
@@ -42,31 +45,50 @@ class _AtIntervals(Callback):
 
 
 class EMASnapshots(_AtIntervals):
-    """Writes each average to `folder` at intervals and at the end (Section 3.2).
+    """Stores each average at intervals and at the end (Section 3.2); training waits only for the copy to the CPU.
 
     Args:
-        folder: where the files go.
+        folder: of the run.
         interval: images between snapshots.
         network: arguments of `Precond` that rebuild the network.
         dtype: precision of the stored averages; float16 is enough, bfloat16 is not (post-hoc sums amplify rounding).
         dataset: statistics of the data, stored along.
+        keep: how many of the newest snapshots of each average stay; -1 = all.
     """
 
     def __init__(
-        self, folder: Path, interval: int, network: dict[str, Any], dtype: torch.dtype, dataset: dict[str, Any]
+        self,
+        folder: RunFolder,
+        interval: int,
+        network: dict[str, Any],
+        dtype: torch.dtype,
+        dataset: dict[str, Any],
+        keep: int = -1,
     ):
         super().__init__(interval)
         self.folder = folder
         self.network = network
         self.dtype = dtype
         self.dataset = dataset
+        self.keep = keep
 
     def act(self, state: State, logger: Logger, nimg: int) -> None:
+        started = time.monotonic()
         for sigma_rel, ema in unwrap(state.model).averages():
             tensors = snapshot_tensors(ema, self.dtype)
             if dist.get_global_rank() == 0:
-                path = self.folder / snapshot_name(nimg, sigma_rel)
-                save_snapshot(path, tensors, SnapshotInfo(self.network, nimg, sigma_rel, self.dataset))
+                info = SnapshotInfo(self.network, nimg, sigma_rel, self.dataset)
+                self.folder.uploads.submit(functools.partial(self._store, tensors, info))
+        logger.log_metrics({"time/snapshot_seconds": time.monotonic() - started})
+
+    def _store(self, tensors: dict[str, torch.Tensor], info: SnapshotInfo) -> None:
+        name = f"snapshots/{snapshot_name(info.nimg, info.sigma_rel)}"
+        save_snapshot(self.folder.local / name, tensors, info)
+        self.folder.store(name)
+        if self.keep >= 0:
+            place = self.folder.place.child("snapshots")
+            ours = [entry.name for entry in place.list() if entry.name.endswith(Path(name).name.rpartition("-")[2])]
+            place.delete(ours[: -self.keep] if self.keep > 0 else ours)
 
 
 @torch.no_grad()
@@ -89,14 +111,14 @@ class SampleGrid(_AtIntervals):
     """Draws the same seeds by the raw weights and by each average, logs the grids as images and writes them as PNG.
 
     Args:
-        folder: where the PNG files go.
+        folder: of the run.
         interval: images between grids; None = never.
         count: images in a grid; image i has seed i and class i mod label_dim.
         settings: of the sampler.
         batch_size: images drawn at once.
     """
 
-    def __init__(self, folder: Path, interval: int | None, count: int, settings: SamplerSettings, batch_size: int):
+    def __init__(self, folder: RunFolder, interval: int | None, count: int, settings: SamplerSettings, batch_size: int):
         super().__init__(interval)
         self.folder = folder
         self.count = count
@@ -111,8 +133,10 @@ class SampleGrid(_AtIntervals):
         for name, net in networks.items():
             grid = self.draw(net)  # on every rank: sharded networks need all of them
             if dist.get_global_rank() == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(grid.squeeze(2).numpy()).save(self.folder / f"{nimg:011d}-{name}.png")
+                path = self.folder.local / "samples" / f"{nimg:011d}-{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(grid.squeeze(2).numpy()).save(path)
+                self.folder.keep(f"samples/{path.name}")
                 # no table: an offline W&B run would ask its server, again and again, whether it takes them
                 step = state.timestamp.batch.value
                 logger.log_images(grid.numpy(), f"samples/{name}", channels_last=True, step=step, use_table=False)
@@ -124,4 +148,7 @@ class SampleGrid(_AtIntervals):
         seeds = list(range(self.count))
         labels = [seed % net.label_dim if net.label_dim > 0 else -1 for seed in seeds]
         batches = generate_batches(net, seeds, labels, self.settings, self.batch_size)
-        return image_grid(to_pixels(torch.cat(list(batches))), columns=10)
+        images = torch.cat(list(batches))
+        if isinstance(net, FSDPModule):
+            net.reshard()  # its root unit stays gathered until a backward pass that never comes
+        return image_grid(to_pixels(images), columns=10)

@@ -14,6 +14,7 @@ from streaming.base.util import clean_stale_shared_memory
 
 INDEX = "index.json"
 STATISTICS = "stats.json"
+DOWNLOAD_RETRIES = 8  # of a shard, each with the retries of its storage's own client
 
 
 class DataError(ValueError):
@@ -200,6 +201,7 @@ def training_loader(config: Any, device_batch_size: int) -> StreamingDataLoader:
         num_canonical_nodes=data.num_canonical_nodes,
         cache_limit=data.cache_limit,
         batch_size=device_batch_size,
+        download_retry=DOWNLOAD_RETRIES,
     )
     return StreamingDataLoader(
         dataset,

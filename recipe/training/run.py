@@ -1,9 +1,6 @@
 """Puts a run together from its configuration: model, data, optimizer, algorithms, callbacks, loggers, Trainer."""
 
-import importlib.metadata
 import logging
-import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,36 +15,68 @@ from composer.utils import dist, get_device
 from composer.utils.parallelism import ParallelismConfig
 
 from recipe.config import Config, Images
-from recipe.config_reader import to_yaml
 from recipe.edm2.generate import SamplerSettings
 from recipe.edm2.precond import Precond
+from recipe.storage.ownership import OwnedError, Ownership
+from recipe.storage.pickles import UntrustedPickle
+from recipe.storage.places import StorageError
+from recipe.storage.snapshots import SnapshotError
+from recipe.training.agreement import DisagreementError
 from recipe.training.algorithms import training_algorithms
 from recipe.training.callbacks import EMASnapshots, SampleGrid
-from recipe.training.checkpoints import clean_up_checkpoints
-from recipe.training.data import check_data, training_loader
+from recipe.training.data import DataError, training_loader
+from recipe.training.folder import Checkpoints, FileUploads, RunFolder
+from recipe.training.initial_weights import InitError, load_initial_weights
 from recipe.training.model import DiffusionModel
+from recipe.training.preflight import RunError, Start, prepare
+from recipe.training.restore import restore_from
 from recipe.training.sharding import DTYPES, shard_
+from recipe.training.stopping import GracefulStop, UnsavableError
 
 log = logging.getLogger(__name__)
 
 
-class RunError(ValueError):
-    """A run that cannot start or go on; the message says why and what to do."""
+EXIT_PREEMPTED = 75  # "try again": the run was told to stop, everything is saved, the same command goes on
 
 
-def train(config: Config) -> None:
-    """Train until `config.duration`, from the run's latest checkpoint if there is one.
+USER_ERRORS = (
+    DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, SnapshotError, InitError, RunError,
+    UnsavableError,
+)  # fmt: skip
+"""What `train` raises about things that the user can mend; each message is one line that says how."""
+
+
+def train(config: Config) -> int:
+    """Train until `config.duration`, from the run's latest checkpoint if there is one; returns the exit status.
 
     Raises:
-        DataError: bad data.
-        RunError: a run folder or loss that does not allow to go on.
+        USER_ERRORS: bad data, access, configuration or folder; a loss that is NaN; results that cannot be stored.
     """
     check_device(config)
-    samples, statistics = check_data(config)
-    trainer = build_trainer(config, samples, statistics)
+    start, ownership = prepare(config) if dist.get_global_rank() == 0 else (None, None)
     try:
-        assert trainer.state.max_duration is not None
-        if trainer.state.timestamp < trainer.state.max_duration:  # else it is a finished run, which `fit` would refuse
+        trainer, folder, stop = build_trainer(config, start, ownership)
+        try:
+            fit(trainer, config)
+        except BaseException:
+            trainer.engine.close()  # Trainer.close would wait here for ranks that did not fail
+            raise
+        trainer.close()  # hands in the last event files
+        finish(trainer, folder, stop)
+    finally:
+        if ownership is not None:
+            ownership.release()
+    if dist.get_global_rank() == 0:
+        images = trainer.state.timestamp.sample.value
+        print(f"{'stopped at' if stop.stopped else 'trained to'} {images} images; everything is in {config.run_folder()}")
+    return EXIT_PREEMPTED if stop.stopped else 0
+
+
+def fit(trainer: Trainer, config: Config) -> None:
+    """Train to the end, if it is not reached already, which `Trainer.fit` would refuse."""
+    assert trainer.state.max_duration is not None
+    try:
+        if trainer.state.timestamp < trainer.state.max_duration:
             trainer.fit()
     except RuntimeError as error:
         if "contains a NaN" not in str(error):  # NaNMonitor's words
@@ -56,10 +85,19 @@ def train(config: Config) -> None:
             f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {config.run_folder()}/"
             "checkpoints are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
         ) from None
-    finally:
-        trainer.close()
-    if dist.get_global_rank() == 0:
-        print(f"trained to {trainer.state.timestamp.sample.value} images; everything is in {config.run_folder()}")
+
+
+def finish(trainer: Trainer, folder: RunFolder, stop: GracefulStop) -> None:
+    """Wait until every rank has stored everything. Raises UnsavableError if it could not."""
+    folder.uploads.drain()
+    problems = [problem for problem in dist.all_gather_object(stop.problem()) if problem is not None]
+    if problems:
+        raise UnsavableError(problems[0])
+    if dist.get_local_rank() == 0:
+        folder.empty_scratch()
+    for callback in trainer.state.callbacks:
+        if isinstance(callback, Checkpoints) and dist.get_global_rank() == 0:
+            callback.tidy()
 
 
 def check_device(config: Config) -> None:
@@ -74,40 +112,45 @@ def check_device(config: Config) -> None:
         )
 
 
-def build_trainer(config: Config, samples: int, statistics: dict[str, Any]) -> Trainer:
-    """The Trainer of a run; loads the latest checkpoint if there is one."""
+def build_trainer(
+    config: Config, start: Start | None, ownership: Ownership | None
+) -> tuple[Trainer, RunFolder, GracefulStop]:
+    """The Trainer of a run; loads its latest checkpoint if there is one. `start` and `ownership` are rank 0's."""
     device = get_device(None if config.device == "auto" else config.device)
-    on_gpu = device.name == "gpu"
-    set_numerics(config, on_gpu)
+    set_numerics(config, device.name == "gpu")
     dist.initialize_dist(device)
-    loader = training_loader(config, config.global_batch_size // dist.get_world_size())
+    told = [start]
+    dist.broadcast_object_list(told)
+    start = told[0]
+    assert start is not None
+    folder = RunFolder(config)
+    if dist.get_local_rank() == 0:
+        folder.empty_scratch()
     batch = config.global_batch_size
-    epoch = samples // batch * batch
+    epoch = start.samples // batch * batch
 
     def batches(span: Images) -> str:
         return f"{span.images(batch, epoch) // batch}ba"
 
-    folder = Path(config.run_folder())
+    loader = training_loader(config, batch // dist.get_world_size())
     model, parallelism = build_model(config, device)
-    checkpoints = folder / "checkpoints"
-    latest = [None]
-    if dist.get_global_rank() == 0:
-        claim_folder(config, folder)
-        latest = [clean_up_checkpoints(checkpoints)]
-    dist.broadcast_object_list(latest)
-    optimizer = torch.optim.Adam(
-        model.parameters_to_train(),
-        betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
-        eps=config.optimizer.eps,
-        fused=True,
-    )
-    return Trainer(
+    restore = restore_from(folder, start.checkpoint, epoch)
+    if restore is None and config.init is not None:
+        load_initial_weights(model, config)
+    stop = GracefulStop(folder.uploads, ownership)
+    writers = [
+        *([] if restore is None else [restore]),
+        *callbacks(config, folder, epoch, start.statistics, device.name == "gpu"),
+        stop,
+    ]
+    trainer = Trainer(
         model=model,
         train_dataloader=loader,
-        optimizers=optimizer,
+        train_subset_num_batches=start.samples // batch,  # streaming pads what is left to the ranks, perhaps to a batch
+        optimizers=optimizer(config, model),
         max_duration=batches(config.duration),
         algorithms=training_algorithms(config, config.optimizer.rampup.images(batch), dist.get_global_rank()),
-        callbacks=callbacks(config, folder, epoch, statistics, on_gpu),
+        callbacks=[*writers, Checkpoints(folder, batches(config.checkpoints.interval), config.checkpoints.keep)],
         loggers=loggers(config, folder),
         device=device,
         precision="fp32",  # the network casts its own activations
@@ -118,16 +161,18 @@ def build_trainer(config: Config, samples: int, statistics: dict[str, Any]) -> T
         progress_bar=config.logging.progress_bar,
         log_to_console=not config.logging.progress_bar,
         console_log_interval=batches(config.logging.interval),
-        save_folder=str(checkpoints),
-        save_filename="ba{batch}-rank{rank}.pt",
-        save_latest_filename="latest-rank{rank}.pt",
-        save_interval=batches(config.checkpoints.interval),
-        save_num_checkpoints_to_keep=config.checkpoints.keep,
-        save_overwrite=True,  # a checkpoint cut short by a kill is written again
-        # Not Composer's autoresume, which trusts a link that a kill can remove, and asks every logger for a checkpoint.
-        load_path=None if latest[0] is None else str(latest[0]),
         dist_timeout=1800,
     )
+    dist.barrier()
+    if dist.get_local_rank() == 0 and start.checkpoint is not None:
+        folder.forget(f"checkpoints/{start.checkpoint.name}")
+    return trainer, folder, stop
+
+
+def optimizer(config: Config, model: DiffusionModel) -> torch.optim.Adam:
+    """Adam over the network's parameters; `InverseSqrtLR` sets the learning rate."""
+    first, second = config.optimizer.betas
+    return torch.optim.Adam(model.parameters_to_train(), betas=(first, second), eps=config.optimizer.eps, fused=True)
 
 
 def set_numerics(config: Config, on_gpu: bool) -> None:
@@ -172,19 +217,22 @@ def build_model(config: Config, device: Device) -> tuple[DiffusionModel, Paralle
     return model, parallelism
 
 
-def callbacks(config: Config, folder: Path, epoch: int, statistics: dict[str, Any], on_gpu: bool) -> list[Callback]:
+def callbacks(
+    config: Config, folder: RunFolder, epoch: int, statistics: dict[str, Any], on_gpu: bool
+) -> list[Callback]:
     """Composer's monitors and the recipe's own writers."""
     batch, grid = config.global_batch_size, config.samples.interval
     own: list[Callback] = [
         EMASnapshots(
-            folder / "snapshots",
+            folder,
             config.ema.snapshot_interval.images(batch, epoch),
             config.model.network_arguments(),
             DTYPES[config.ema.snapshot_dtype],
             statistics,
+            config.ema.snapshot_keep,
         ),
         SampleGrid(
-            folder / "samples",
+            folder,
             None if grid is None else grid.images(batch, epoch),
             config.samples.count,
             SamplerSettings(num_steps=config.samples.num_steps, guidance=config.samples.guidance),
@@ -195,14 +243,14 @@ def callbacks(config: Config, folder: Path, epoch: int, statistics: dict[str, An
     return own + monitors + ([MemoryMonitor()] if on_gpu else [])
 
 
-def loggers(config: Config, folder: Path) -> list[LoggerDestination]:
-    """The configured destinations of metrics and images."""
-    found: list[LoggerDestination] = []
+def loggers(config: Config, folder: RunFolder) -> list[LoggerDestination]:
+    """The configured destinations of metrics, images and files."""
+    found: list[LoggerDestination] = [] if folder.place.is_local else [FileUploads(folder)]
     if config.logging.tensorboard:
-        found.append(TensorboardLogger(log_dir=str(folder / "tensorboard"), flush_interval=20))
+        found.append(TensorboardLogger(log_dir=str(folder.local / "tensorboard"), flush_interval=20))
     if config.logging.wandb is not None:
         wandb = config.logging.wandb
-        init = {"mode": wandb.mode, "dir": str(folder), "resume": "allow", "id": config.run_name}
+        init = {"mode": wandb.mode, "dir": str(folder.local), "resume": "allow", "id": config.run_name}
         found.append(WandBLogger(project=wandb.project, entity=wandb.entity, name=config.run_name, init_kwargs=init))
     if config.logging.mlflow is not None:
         mlflow = config.logging.mlflow
@@ -210,17 +258,3 @@ def loggers(config: Config, folder: Path) -> list[LoggerDestination]:
             MLFlowLogger(mlflow.experiment, run_name=config.run_name, tracking_uri=mlflow.tracking_uri, resume=True)
         )
     return found
-
-
-def claim_folder(config: Config, folder: Path) -> None:
-    """Make the run's folder and note its configuration. Raises RunError if it holds a run that must not be resumed."""
-    if not config.autoresume and any((folder / "checkpoints").glob("*.pt")):
-        raise RunError(
-            f"save_folder {folder}: holds the checkpoints of a run, and autoresume is false; "
-            "set autoresume=true to go on, or choose another run_name"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    text = f"# edm2-recipe {importlib.metadata.version('edm2-recipe')}\n{to_yaml(config)}"
-    temporary = folder / ".config.yaml.tmp"
-    temporary.write_text(text)
-    os.replace(temporary, folder / "config.yaml")

@@ -1,0 +1,106 @@
+"""Brings files of a run to this machine: several at once, going on where an earlier try stopped, checked at the end."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipe.storage.places import Facts, MissingError, Place, StorageError
+from recipe.storage.snapshots import SnapshotReader
+
+PIECE = 16 * 2**20  # bytes of one request
+PART = ".part"  # ends the names of files that are not whole yet
+
+Progress = Callable[[int], object]
+"""Told the number of bytes that have come, or were there already."""
+
+
+def fetch_files(
+    place: Place, names: Sequence[str], folder: Path, jobs: int = 8, progress: Progress = lambda count: None
+) -> list[Path]:
+    """Copy the files `names` of `place` to `folder`, under the same names; returns their paths.
+
+    A whole file that is there already is kept. A partial one is completed if it is of the same version.
+
+    Raises:
+        StorageError: a file that cannot be had, or that fails its checksum; the whole ones stay.
+    """
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(_fetch, place, name, folder / name, progress) for name in names]
+        try:
+            return [future.result() for future in concurrent.futures.as_completed(futures)]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fetch(place: Place, name: str, path: Path, progress: Progress) -> Path:
+    facts = place.facts(name)
+    if facts is None:
+        raise MissingError(f"{place.describe(name)}: is not there any more; list the folder again")
+    if path.is_file() and path.stat().st_size == facts.size and _is_intact(path, facts):
+        progress(facts.size)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _partial(path, facts) as part:
+        progress(part.have)
+        with open(part.path, "ab") as file:
+            while part.have < facts.size:
+                data = place.read(name, part.have, min(PIECE, facts.size - part.have), version=facts.version)
+                file.write(data)
+                part.have += len(data)
+                progress(len(data))
+            file.flush()
+            os.fsync(file.fileno())
+        if not _is_intact(part.path, facts, name):
+            part.path.unlink()
+            raise StorageError(
+                f"{place.describe(name)}: its checksum does not match, it was damaged in the store or on the way; "
+                "nothing of it is kept: fetch again, and if it fails again use another snapshot or checkpoint"
+            )
+        os.replace(part.path, path)
+    return path
+
+
+@dataclass
+class _Part:
+    path: Path
+    have: int
+
+
+@contextlib.contextmanager
+def _partial(path: Path, facts: Facts) -> Iterator[_Part]:
+    """The file that collects what has come; begun anew if the source is another version than last time."""
+    part, note = path.with_name(path.name + PART), path.with_name(f".{path.name}{PART}.json")
+    version = json.dumps({"version": facts.version, "size": facts.size})
+    if not (part.is_file() and note.is_file() and note.read_text() == version and part.stat().st_size <= facts.size):
+        part.write_bytes(b"")
+        note.write_text(version)
+    yield _Part(part, part.stat().st_size)
+    note.unlink()
+
+
+def _is_intact(path: Path, facts: Facts, name: str | None = None) -> bool:
+    """Whether the file passes the checksum stored beside it, or its own if it is a snapshot."""
+    if facts.sha256 is not None:
+        with open(path, "rb") as file:
+            return _sha256(file) == facts.sha256
+    if (name or path.name).endswith(".safetensors"):
+        try:
+            with SnapshotReader(path) as reader:
+                for tensor in reader.names():
+                    reader.read(tensor)
+        except ValueError:
+            return False
+    return True
+
+
+def _sha256(file) -> str:
+    digest = hashlib.sha256()
+    while data := file.read(2**20):
+        digest.update(data)
+    return digest.hexdigest()

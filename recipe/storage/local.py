@@ -1,0 +1,224 @@
+"""A local folder as a place: whole files by temporary name, fsync and rename."""
+
+import builtins
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from recipe.storage.places import (
+    TEMPORARY,
+    AccessError,
+    ChangedError,
+    Entry,
+    Facts,
+    MissingError,
+    Place,
+    StorageError,
+    is_temporary,
+)
+
+LOCK = f"{TEMPORARY}lock"
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+class LocalPlace(Place):
+    """A folder of this machine's file systems; made when something is first written into it.
+
+    The version of a file read by `read_versioned` is the SHA-256 of its contents; that of `facts` comes from its size,
+    inode and time of change, which cost no reading.
+    """
+
+    is_local = True
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.address = str(folder)
+
+    def list(self, prefix: str = "") -> builtins.list[Entry]:
+        base = self.folder / prefix.rpartition("/")[0]
+        entries = []
+        with named_errors(base, "be listed"):
+            for parent, _, files in os.walk(base, onerror=_raise_unless_missing):
+                for path in (Path(parent, file) for file in files):
+                    name = path.relative_to(self.folder).as_posix()
+                    if name.startswith(prefix) and not is_temporary(name):
+                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, or a link to nowhere
+                            found = path.stat()
+                            entries.append(Entry(name, found.st_size, found.st_mtime))
+        return sorted(entries)
+
+    def facts(self, name: str) -> Facts | None:
+        path = self._path(name)
+        with named_errors(path, "be read"):
+            try:
+                found = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            if not path.is_file():
+                return None
+            return Facts(found.st_size, _version(found), found.st_mtime, None)
+
+    def read(self, name: str, start: int = 0, length: int | None = None, version: str | None = None) -> bytes:
+        path = self._path(name)
+        with named_errors(path, "be read"), open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            if version is not None and version != _version(found):
+                raise ChangedError(f"{path}: has changed since it was looked at; try again")
+            end = found.st_size if length is None else start + length
+            if not start <= end <= found.st_size:
+                raise StorageError(f"{path}: ends at byte {found.st_size}, before byte {end}; fetch or make it again")
+            file.seek(start)
+            data = file.read(end - start)
+            if len(data) != end - start:
+                raise StorageError(f"{path}: became shorter while it was read; try again")
+            return data
+
+    def read_versioned(self, name: str) -> tuple[bytes, str, float, float] | None:
+        path = self._path(name)
+        with named_errors(path, "be read"):
+            try:
+                with open(path, "rb") as file:
+                    data = file.read()
+                    return data, hashlib.sha256(data).hexdigest(), os.fstat(file.fileno()).st_mtime, time.time()
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        with _written(path, lambda temporary: _write(temporary, data)) as temporary:
+            os.replace(temporary, path)
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        path = self._path(name)
+        with _written(path, lambda temporary: _write(temporary, data)) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+                return _write_exclusively(path, data)
+        return True
+
+    def replace(self, name: str, data: bytes, version: str) -> bool:
+        path = self._path(name)
+        with _written(path, lambda temporary: _write(temporary, data)) as temporary, _lock(path.parent):
+            current = self.read_versioned(name)
+            if current is None or current[1] != version:
+                return False
+            os.replace(temporary, path)
+        return True
+
+    def upload(self, name: str, path: Path) -> None:
+        target = self._path(name)
+        with _written(target, lambda temporary: shutil.copyfile(path, temporary)) as temporary:
+            os.replace(temporary, target)
+
+    def delete(self, names: Sequence[str]) -> None:
+        for path in map(self._path, names):
+            with named_errors(path, "be deleted"), contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    def child(self, name: str) -> "LocalPlace":
+        return LocalPlace(self._path(name))
+
+    def describe(self, name: str = "") -> str:
+        return str(self.folder / name)
+
+    def _check_listing(self, write: bool) -> None:
+        with named_errors(self.folder, "be written" if write else "be listed"):
+            if write:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            next(os.scandir(self.folder), None)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / self._checked(name)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's contents in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _version(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}"
+
+
+@contextlib.contextmanager
+def named_errors(path: Path, what: str) -> Iterator[None]:
+    """Turn OSError into the errors of places."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingError(f"{error.filename or path}: no such file or folder; check the path") from None
+    except PermissionError as error:
+        raise AccessError(f"{error.filename or path}: may not {what} by this user; change its permissions") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(f"{error.filename or path}: cannot {what} ({reason}); check the path and the disk") from None
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+@contextlib.contextmanager
+def _written(path: Path, fill: Callable[[Path], object]) -> Iterator[Path]:
+    """A temporary file beside `path`, filled and on disk; removed at the end unless it was renamed."""
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name}"[:255])
+    with named_errors(path, "be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fill(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            yield temporary
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _write_exclusively(path: Path, data: bytes) -> bool:
+    """For file systems without hard links: the name is taken at once, the contents follow."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep other processes that replace files of `folder` out; the system lets go when a process dies."""
+    with open(folder / LOCK, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

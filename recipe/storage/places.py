@@ -1,0 +1,206 @@
+"""Folders, local or under `s3://bucket/prefix`, behind one interface; what appears in them is whole.
+
+    place = open_place("s3://bucket/runs/edm2")          # or a path
+    for entry in place.list("snapshots/"): ...
+
+Names are relative to the place, with "/" between parts. Every operation raises a StorageError of one line that names
+the address, what failed and the fix. Temporary files are called `.tmp-...` and are never listed.
+"""
+
+import abc
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROBE = ".probe-"  # start of the names that check_access writes and deletes
+TEMPORARY = ".tmp-"
+
+_S3 = re.compile(
+    r"s3:/{1,2}(?!/)(?P<bucket>[^/]*)/?(?P<prefix>.*)"
+)  # one slash: pathlib.Path("s3://b") drops the other
+_SCHEME = re.compile(r"[a-zA-Z][\w+.-]+:/.*")
+
+
+class StorageError(ValueError):
+    """A place that cannot be used as asked; the message names endpoint, bucket and key, or the path, and the fix."""
+
+
+class AccessError(StorageError):
+    """Credentials that are missing, unknown, wrong or expired, or that do not permit the operation."""
+
+
+class MissingError(StorageError):
+    """A bucket, a folder or an object that does not exist."""
+
+
+class ChangedError(StorageError):
+    """An object that is no longer the version that was asked for."""
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A file as a listing describes it.
+
+    Attributes:
+        name: relative to the place, "/" between parts.
+        size: bytes.
+        modified: Unix time in seconds; by the server's clock on S3.
+    """
+
+    name: str
+    size: int
+    modified: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One file in detail: `size` in bytes, `version` (changes with the contents), `modified` as in Entry, and the
+    `sha256` that `upload` stored beside it; None if none is known."""
+
+    size: int
+    version: str
+    modified: float
+    sha256: str | None
+
+
+def is_temporary(name: str) -> bool:
+    return any(part.startswith(TEMPORARY) for part in name.split("/"))
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name stays below its place: no empty part, no "..", no drive, no NUL."""
+    return all(part not in ("", ".", "..") for part in name.split("/")) and not re.search(r"[\\\0]", name)
+
+
+class Place(abc.ABC):
+    """A folder. Usable from several threads, picklable, and usable on both sides of a fork."""
+
+    address: str
+    is_local: bool
+
+    @abc.abstractmethod
+    def list(self, prefix: str = "") -> "list[Entry]":
+        """All files, at any depth, whose names start with `prefix`, by name; [] if the folder does not exist."""
+
+    @abc.abstractmethod
+    def facts(self, name: str) -> Facts | None:
+        """Size, version and checksum; None if there is no such file."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes; None if there is no such file."""
+        found = self.facts(name)
+        return None if found is None else found.size
+
+    def sha256(self, name: str) -> str | None:
+        """The SHA-256 in hexadecimal that `upload` stored beside the file; None if unknown, as for all local files."""
+        found = self.facts(name)
+        return None if found is None else found.sha256
+
+    @abc.abstractmethod
+    def read(self, name: str, start: int = 0, length: int | None = None, version: str | None = None) -> bytes:
+        """`length` bytes from byte `start` on; None = to the end. Never fewer.
+
+        Raises:
+            MissingError: no such file.
+            ChangedError: the file is not `version` (as in Facts; None = any).
+            StorageError: the file ends before.
+        """
+
+    @abc.abstractmethod
+    def read_versioned(self, name: str) -> tuple[bytes, str, float, float] | None:
+        """Contents, version, time of the last change and time now, both by the clock of the server; None if missing."""
+
+    @abc.abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Create or replace a file, all or nothing."""
+
+    @abc.abstractmethod
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Create a file, all or nothing; False, and nothing changed, if it exists. Of several callers one wins."""
+
+    @abc.abstractmethod
+    def replace(self, name: str, data: bytes, version: str) -> bool:
+        """Replace a file if it still is `version`; False, and nothing changed, if it is another one or missing."""
+
+    @abc.abstractmethod
+    def upload(self, name: str, path: Path) -> None:
+        """Create or replace a file by a local one, all or nothing, with its SHA-256 beside it on S3."""
+
+    @abc.abstractmethod
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete files; missing ones are fine."""
+
+    @abc.abstractmethod
+    def child(self, name: str) -> "Place":
+        """The folder `name` in this one."""
+
+    @abc.abstractmethod
+    def describe(self, name: str = "") -> str:
+        """The place or a file of it for messages: the path, or the address and the endpoint."""
+
+    def check_access(self, write: bool = True) -> None:
+        """Find out whether files can be listed and, if `write`, written and deleted, by a file `.probe-...`.
+
+        Raises:
+            AccessError: credentials that are missing, wrong or not sufficient.
+            MissingError: no such bucket, or, unless `write`, no such local folder.
+            StorageError: the endpoint cannot be reached.
+        """
+        self._check_listing(write)
+        if write:
+            name = f"{PROBE}{secrets.token_hex(8)}"
+            self.write(name, b"")
+            self.delete([name])
+
+    @abc.abstractmethod
+    def _check_listing(self, write: bool) -> None:
+        """The part of check_access that changes nothing in the folder."""
+
+    def _checked(self, name: str) -> str:
+        if not is_inside(name):
+            raise StorageError(f"{self.address}: {name!r} is not the name of a file below it; remove '..' and '//'")
+        return name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
+
+
+def is_remote(address: str | Path) -> bool:
+    """Whether an address names an object store, for example s3://bucket/run, rather than a local path."""
+    return _SCHEME.fullmatch(str(address)) is not None
+
+
+def open_place(address: str | Path) -> Place:
+    """The folder at `s3://bucket/prefix` or at a local path. Nothing is read yet.
+
+    Raises:
+        StorageError: another scheme, or an address without a bucket.
+    """
+    text = str(address)
+    if not is_remote(text):
+        from recipe.storage.local import LocalPlace
+
+        return LocalPlace(Path(text))
+    match = _S3.fullmatch(text)
+    if match is None or not match["bucket"]:
+        raise StorageError(f"{text}: is not a folder that can be used; give a local path or s3://bucket/prefix")
+    from recipe.storage.s3 import S3Place  # boto3 takes a while to import
+
+    return S3Place(match["bucket"], match["prefix"].strip("/"))
+
+
+def split_address(address: str | Path) -> tuple[Place, str]:
+    """The place of a file's folder, and the file's name in it.
+
+    Raises:
+        StorageError: as open_place, or an address that names no file.
+    """
+    text = str(address)
+    if not is_remote(text):
+        return open_place(Path(text).parent), Path(text).name
+    folder, _, name = text.rpartition("/")
+    if not name or folder.rstrip("/") == "s3:":
+        raise StorageError(f"{text}: is not the address of a file; give s3://bucket/prefix/name")
+    return open_place(folder), name

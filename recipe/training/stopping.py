@@ -1,0 +1,63 @@
+"""Ends a run at the end of a batch, on all ranks at once: on a signal, or when what it writes cannot be kept."""
+
+import logging
+import signal
+from types import FrameType
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from recipe.storage.ownership import Ownership
+from recipe.storage.uploads import Uploads
+
+log = logging.getLogger(__name__)
+
+STOP, FAIL = 1, 2
+
+
+class UnsavableError(ValueError):
+    """A run whose results cannot be stored any more; the message says why."""
+
+
+class GracefulStop(Callback):
+    """Finishes the batch, lets Composer write a checkpoint and ends the run when SIGTERM or SIGUSR1 came to any rank.
+
+    Also ends it on all ranks, with UnsavableError, when an upload failed for good or another run took the folder.
+    Comes after the callbacks that act in a run's last batch: a stopped run has not reached it.
+
+    Args:
+        uploads: of this rank.
+        ownership: of the run's folder; None on ranks other than 0.
+    """
+
+    def __init__(self, uploads: Uploads, ownership: Ownership | None = None):
+        self.uploads = uploads
+        self.ownership = ownership
+        self.received: str | None = None
+        self.stopped = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+    def problem(self) -> str | None:
+        if self.uploads.failure is not None:
+            return str(self.uploads.failure)
+        return None if self.ownership is None else self.ownership.lost
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        own = FAIL if self.problem() is not None else STOP if self.received is not None else 0
+        signals = state.device.tensor_to_device(torch.tensor(own))
+        dist.all_reduce(signals, reduce_operation="MAX")
+        if int(signals) == FAIL:
+            problems = [problem for problem in dist.all_gather_object(self.problem()) if problem is not None]
+            raise UnsavableError(f"batch {state.timestamp.batch.value}: {problems[0]}")
+        if int(signals) == STOP and not self.stopped:
+            log.warning("%s: saving and stopping after batch %d", self.received or "signal to another rank",
+                        state.timestamp.batch.value)  # fmt: skip
+            assert state.max_duration is not None
+            self.stopped = state.timestamp < state.max_duration
+            state.stop_training()
