@@ -186,8 +186,9 @@ class Config(Section):
 
     run_name: str = key(..., "name of the run: letters, digits, . _ -", "img512-s", pattern=r"^[A-Za-z0-9][\w.-]*$")
     save_folder: str = key("runs/{run_name}", "folder of everything the run writes", min_length=1)
-    scratch_folder: str | None = key(None, "where files wait for their upload if save_folder is in object storage; null "
-                                           "= below the system's temporary folder", "/scratch", min_length=1)  # fmt: skip
+    scratch_folder: str | None = key(
+        None, "where files wait for their upload if save_folder is in object storage; null = below /tmp",
+        "/scratch", min_length=1)  # fmt: skip
     seed: int = key(0, "seed of the weights, the order of the data and the noise", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "gpu"] = key("auto", "auto = GPUs if there are any")
     duration: Images = key("2Gi", "images to train for")

@@ -125,7 +125,7 @@ def _places(config: Config) -> Iterator[Problem]:
     scheme, separator, rest = config.save_folder.partition("://")
     if separator and (scheme != "s3" or not rest.strip("/")):
         yield Problem("save_folder", config.save_folder, "must be a local folder or s3://bucket/folder",
-                      "write for example s3://my-bucket/runs/{run_name}; other stores: mount them as a folder")  # fmt: skip
+                      "write for example s3://bucket/runs/{run_name}; mount other stores as a folder")  # fmt: skip
     if config.ema.snapshot_keep == 0:
         yield Problem("ema.snapshot_keep", "0", "must be -1 (all) or at least 1", "use -1")
     if config.fsdp is not None and config.device_train_microbatch_size == "auto":

@@ -2,17 +2,20 @@
 
     python recipe/reconstruct.py RUN --sigma-rel 0.05,0.10:0.20:0.05 [--nimg 8Mi] [--out DIR]
 
-RUN is a run's folder. Writes posthoc-NIMG-SIGMA_REL.safetensors files, which recipe/sample.py reads.
+RUN is a run's folder, local or s3://bucket/folder, of which only what is needed is read, and DIR likewise. Writes
+posthoc-NIMG-SIGMA_REL.safetensors files, which recipe/sample.py reads.
 """
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
 from recipe.arguments import parse_numbers, unique
 from recipe.edm2.ema import SIGMA_REL_LIMIT
+from recipe.storage.places import StorageError, is_remote, open_place
 from recipe.storage.posthoc import PosthocError, reconstruct, solve, usable_snapshots
 from recipe.storage.snapshots import SnapshotError, SnapshotInfo, list_snapshots, save_snapshot, snapshot_name
 from recipe.units import Span
@@ -38,44 +41,61 @@ def images(text: str) -> int:
 
 
 def run(
-    folder: Path, sigma_rels: list[float], nimg: int | None, out: Path, dtype: torch.dtype, force: bool
-) -> list[Path]:
-    """Write one file per length below `out`; returns their paths. Raises PosthocError or SnapshotError."""
-    if not folder.is_dir():
+    folder: Path | str, sigma_rels: list[float], nimg: int | None, out: Path | str, dtype: torch.dtype, force: bool
+) -> list[str]:
+    """Write one file per length below `out`; returns their addresses.
+
+    Raises:
+        PosthocError, SnapshotError, StorageError: snapshots that are missing, damaged or do not support a length.
+    """
+    if not is_remote(folder) and not Path(folder).is_dir():
         raise PosthocError(f"{folder}: no such folder; name the folder of a run, for example runs/edm2")
-    snapshots, target = usable_snapshots(list_snapshots(folder / "snapshots"), nimg)
+    snapshots, target = usable_snapshots(list_snapshots(f"{folder}/snapshots"), nimg)
     coefficients, errors = solve(snapshots, target, sigma_rels, force)
     weights, last = reconstruct(snapshots, coefficients, dtype)
     paths = []
     for index, sigma_rel in enumerate(sigma_rels):
-        path = out / snapshot_name(target, sigma_rel, "posthoc")
+        name = snapshot_name(target, sigma_rel, "posthoc")
         extra = {"profile_error": float(errors[index]), "snapshots": len(snapshots)}
-        save_snapshot(path, weights[index], SnapshotInfo(last.network, target, sigma_rel, last.dataset, extra))
-        print(f"{path}  sigma_rel {sigma_rel:g}, profile error {errors[index]:.2%} from {len(snapshots)} snapshots")
-        paths.append(path)
+        store(out, name, weights[index], SnapshotInfo(last.network, target, sigma_rel, last.dataset, extra))
+        weights[index] = {}
+        paths.append(f"{out}/{name}")
+        print(
+            f"{out}/{name}  sigma_rel {sigma_rel:g}, profile error {errors[index]:.2%} from {len(snapshots)} snapshots"
+        )
     return paths
+
+
+def store(out: Path | str, name: str, weights: dict[str, torch.Tensor], info: SnapshotInfo) -> None:
+    """Write one file into a local folder or into object storage."""
+    if not is_remote(out):
+        save_snapshot(Path(out) / name, weights, info)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_snapshot(Path(folder) / name, weights, info)
+        open_place(out).upload(name, Path(folder) / name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make EMA weights of any length from a run's snapshots.")
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", help="folder of the run, local or s3://bucket/folder")
     parser.add_argument("--sigma-rel", required=True, metavar="LIST", help="lengths: 0.05,0.10 or start:end:step")
     parser.add_argument("--nimg", metavar="IMAGES", help="time of the average, a snapshot's (default: the latest)")
-    parser.add_argument("--out", type=Path, help="where the files go (default: RUN/posthoc)")
+    parser.add_argument("--out", help="where the files go (default: RUN/posthoc)")
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="stored precision")
     parser.add_argument("--force", action="store_true", help="also make averages that the snapshots support poorly")
     arguments = parser.parse_args()
     try:
         nimg = None if arguments.nimg is None else images(arguments.nimg)
         run(
-            arguments.run,
+            arguments.run.rstrip("/"),
             lengths(arguments.sigma_rel),
             nimg,
-            arguments.out or arguments.run / "posthoc",
+            arguments.out or f"{arguments.run.rstrip('/')}/posthoc",
             getattr(torch, arguments.dtype),
             arguments.force,
         )
-    except (PosthocError, SnapshotError, ValueError, OSError) as error:
+    except (PosthocError, SnapshotError, StorageError, ValueError, OSError) as error:
         print(f"reconstruct.py: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -71,7 +71,7 @@ def write_images(pixels: Tensor, seeds: Sequence[int], out: Path) -> None:
         as_image(image.permute(1, 2, 0)).save(out / f"{seed:06d}.png")
 
 
-def load(path: Path, device: torch.device, dtype: torch.dtype) -> Precond:
+def load(path: str, device: torch.device, dtype: torch.dtype) -> Precond:
     net, _ = load_network(path, dtype)
     if net.img_channels not in (1, 3):
         raise SampleError(f"{path}: makes images of {net.img_channels} channels; only 1 or 3 can be written as PNG")
@@ -88,7 +88,7 @@ def usable_device(name: str) -> torch.device:
 
 def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Draw images from a snapshot.")
-    parser.add_argument("snapshot", type=Path, help=".safetensors file of a run's snapshots or posthoc folder")
+    parser.add_argument("snapshot", help=".safetensors file of a run's snapshots or posthoc folder, local or s3://")
     parser.add_argument("--seeds", default="0-39", metavar="LIST", help="one image each (default 0-39)")
     parser.add_argument("--labels", metavar="LIST", help="classes to go through; none = unconditional (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the images, SEED.png")
@@ -101,7 +101,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rho", type=float, default=7.0)
     parser.add_argument("--churn", type=float, default=0.0, help="S_churn; 0 = deterministic (default)")
     parser.add_argument("--guidance", type=float, default=1.0, help="1 = none (default)")
-    parser.add_argument("--guide", type=Path, metavar="SNAPSHOT", help="network to guide away from")
+    parser.add_argument("--guide", metavar="SNAPSHOT", help="network to guide away from")
     parser.add_argument("--batch-size", type=int, default=64, help="images drawn at once (default 64)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="float16 on CUDA, else float32")

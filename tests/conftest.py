@@ -1,11 +1,18 @@
 import os
+import secrets
 
 # Tests, their ranks and their loader workers share few cores: spinning OpenMP threads would slow all of them a lot.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from fault_proxy import FaultProxy
+    from object_store import ObjectStore
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +23,37 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "digits"
     prepare("digits", out, resolution=8, encoding="png")
     return out
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator["ObjectStore"]:
+    """A running S3 server, which this process's environment names; a test that kills it starts it again."""
+    from object_store import ObjectStore
+
+    store = ObjectStore()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        yield store
+    store.close()
+
+
+@pytest.fixture
+def bucket_folder(object_store: "ObjectStore", request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty `s3://bucket/prefix` of the test's own; the environment is set so that this process reaches it."""
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    return f"s3://{object_store.bucket}/{name[:60]}-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def fault_proxy(object_store: "ObjectStore", monkeypatch: pytest.MonkeyPatch) -> Iterator["FaultProxy"]:
+    """A proxy before the S3 server, which this process's environment names as the endpoint; no faults at first."""
+    from fault_proxy import FaultProxy
+    from object_store import environment
+
+    with FaultProxy(object_store.endpoint, share=0.0) as proxy:
+        for name, value in environment(proxy.endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield proxy

@@ -4,11 +4,12 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -30,7 +31,7 @@ def state(folder: Path) -> dict[str, Tensor]:
         moments = content["optimizers"]["Adam"]["state"]
         flat = {f"{name}.{key}": value for name, values in moments.items() for key, value in values.items()}
         return dict(content["model"]) | flat
-    kinds = dcp.FileSystemReader(newest).read_metadata().state_dict_metadata
+    kinds = FileSystemReader(newest).read_metadata().state_dict_metadata
     wanted = {
         key: torch.empty(kind.size, dtype=kind.properties.dtype)
         for key, kind in kinds.items()
@@ -38,7 +39,7 @@ def state(folder: Path) -> dict[str, Tensor]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is one process
-        dcp.load(wanted, storage_reader=dcp.FileSystemReader(newest), no_dist=True)
+        load(wanted, storage_reader=FileSystemReader(newest), no_dist=True)
     starts = ("state.model.", "state.optimizers.Adam.state.")
     return {key.removeprefix(starts[0]).removeprefix(starts[1]): value for key, value in wanted.items()}
 

@@ -4,9 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from runs import difference, losses, part, snapshots, state
+import torch
+from streaming import MDSWriter, StreamingDataset
 
 from commands import BIN, ROOT, free_port, launch, run, train_arguments
+from golden_data import load, under
+from runs import difference, losses, part, snapshots, state
+from test_golden import check_final_weights
 
 pytestmark = pytest.mark.slow
 STEPS = 30
@@ -109,3 +113,17 @@ def test_epochs_end_alike_on_any_ranks(digits: Path, tmp_path: Path):
             done = run(launch(ranks, *train_arguments(few, folder, *settings)))
             assert done.returncode == 0, done.stderr
     Result(folders[2]).assert_like(Result(folders[1]))
+
+
+def test_golden_training_sharded(tmp_path: Path):
+    """The reference training under FSDP2 on 2 ranks: the official code's losses, weights and averages."""
+    golden, _ = load("training")
+    script = [str(ROOT / "tests" / "golden_ranks.py"), str(tmp_path / "out.pt")]
+    done = run([str(BIN / "composer"), "-n", "2", "--master_port", str(free_port()), *script])
+    assert done.returncode == 0, done.stderr
+    out = torch.load(tmp_path / "out.pt")
+    assert out["sharded"]
+    assert out["losses"] == pytest.approx(golden["out/loss"].tolist(), rel=1e-5)
+    assert out["weights"].keys() == {"final", "ema_0.050", "ema_0.100"}
+    for key, weights in out["weights"].items():
+        check_final_weights(weights, under(golden, key))

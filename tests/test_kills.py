@@ -1,4 +1,4 @@
-"""Runs on two sharded ranks, kept in a real S3 server, that lose a rank, everything, or the server at random moments."""
+"""Runs on two sharded ranks, kept in a real S3 server, that lose a rank, all ranks or the server at random moments."""
 
 import os
 import random
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from object_store import ObjectStore
 
 from commands import ROOT, assert_refused, launch, run, train_arguments
+from object_store import ObjectStore
 from recipe.storage.checkpoints import newest_whole
 from recipe.storage.places import Place, open_place
 from recipe.storage.snapshots import SnapshotReader, list_snapshots

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from torch._utils import _rebuild_tensor_v2
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from recipe.storage import pickles
 from recipe.storage.pickles import UntrustedPickle, check_checkpoint, load_pickle, load_torch, read_metadata
@@ -58,7 +60,7 @@ def payloads(mark: Path) -> dict[str, Any]:
         "a pickle in a pickle": Calls(pickle.loads, nested),
         "torch's own loader of bytes": Calls(torch.storage._load_from_bytes, inner.getvalue()),
         "hostile arguments of an allowed function": Calls(
-            torch._utils._rebuild_tensor_v2, Calls(os.system, f"touch {mark}"), 0, (1,), (1,), False, OrderedDict()
+            _rebuild_tensor_v2, Calls(os.system, f"touch {mark}"), 0, (1,), (1,), False, OrderedDict()
         ),
     }
 
@@ -133,7 +135,7 @@ def test_foreign_code_within_a_part(name: str, mark: Path, tmp_path: Path):
 def save_sharded(folder: Path, state: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is one process
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
+        save(state, storage_writer=FileSystemWriter(folder), no_dist=True)
 
 
 def test_genuine_ones_load(tmp_path: Path):
@@ -145,13 +147,13 @@ def test_genuine_ones_load(tmp_path: Path):
     loaded = load_torch(path, "here", mmap=True)
     assert torch.equal(loaded["state"]["model"]["net.weight"], STATE["state"]["model"]["net.weight"])
     assert loaded["state"]["timestamp"] == STATE["state"]["timestamp"]
-    assert read_metadata(folder).storage_data == dcp.FileSystemReader(folder).read_metadata().storage_data
+    assert read_metadata(folder).storage_data == FileSystemReader(folder).read_metadata().storage_data
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/b", "..", ""])
 def test_parts_outside_the_folder(name: str, tmp_path: Path, mark: Path):
     save_sharded(tmp_path, STATE)
-    metadata = dcp.FileSystemReader(tmp_path).read_metadata()
+    metadata = FileSystemReader(tmp_path).read_metadata()
     assert metadata.storage_data is not None
     next(iter(metadata.storage_data.values())).relative_path = name
     (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))

@@ -376,9 +376,10 @@ def test_networks_are_not_mixed(changes: dict, tmp_path: Path):
 def test_reconstruct_checks_every_tensor(tmp_path: Path):
     write_run(tmp_path, 2)
     found = list_snapshots(tmp_path / "snapshots")
-    data = bytearray(found[1].path.read_bytes())
+    damaged = Path(found[1].path)
+    data = bytearray(damaged.read_bytes())
     data[-1] ^= 1
-    found[1].path.write_bytes(data)
+    damaged.write_bytes(data)
     with pytest.raises(SnapshotError, match="checksum") as caught:
         reconstruct(found, np.full((4, 1), 0.25), torch.float32)
     assert str(found[1].path) in str(caught.value)

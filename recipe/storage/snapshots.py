@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recipe.edm2.precond import Precond
+from recipe.storage.places import is_remote, open_place, split_address
+from recipe.storage.tensor_file import TensorFile, TensorFileError
 
 FORMAT = 1
 METADATA_KEY = "edm2-recipe snapshot"
@@ -58,22 +60,29 @@ def snapshot_name(nimg: int, sigma_rel: float, kind: str = "snapshot") -> str:
 
 @dataclass(frozen=True, order=True)
 class SnapshotFile:
-    """A snapshot as its file name describes it."""
+    """A snapshot as its file name describes it; `path` is a local one or an s3:// address."""
 
     nimg: int
     sigma_rel: float
-    path: Path
+    path: Path | str
 
 
-def list_snapshots(folder: Path, kind: str = "snapshot") -> list[SnapshotFile]:
-    """The snapshots in `folder`, by time and then length; other files, half-written ones among them, are not listed."""
-    matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+def list_snapshots(folder: Path | str, kind: str = "snapshot") -> list[SnapshotFile]:
+    """The snapshots in `folder`, by time and then length; other files, half-written ones among them, are not listed.
+
+    Raises:
+        StorageError: a folder in object storage that cannot be listed.
+    """
+    if is_remote(folder):
+        paths = {entry.name: f"{folder}/{entry.name}" for entry in open_place(folder).list()}
+    else:
+        paths = {path.name: path for path in Path(folder).iterdir()} if Path(folder).is_dir() else {}
     found = [
         SnapshotFile(int(match["nimg"]), float(match["sigma_rel"]), path)
-        for match, path in matches
-        if match and match["kind"] == kind
+        for name, path in paths.items()
+        if (match := _NAME.fullmatch(name)) and match["kind"] == kind
     ]
-    return sorted(found)
+    return sorted(found, key=lambda snapshot: (snapshot.nimg, snapshot.sigma_rel))
 
 
 def buffer_names(network: Mapping[str, Any]) -> set[str]:
@@ -113,24 +122,50 @@ def _sha256(data: Any) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
+class _LocalTensors:
+    """A local safetensors file with the interface of `TensorFile`."""
+
+    def __init__(self, path: Path):
+        self._file = safe_open(path, "pt").__enter__()
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+        self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
+
+    def names(self) -> list[str]:
+        return sorted(self.shapes)
+
+    def read(self, names: Sequence[str]) -> list[Tensor]:
+        return [self._file.get_tensor(name) for name in names]
+
+
 class SnapshotReader:
     """Reads one snapshot tensor by tensor, checking each against its digest. Use as a context manager.
 
+    Args:
+        path: of a local file, or an s3:// address, of which only what is asked for is fetched.
+
     Raises:
         SnapshotError: if the file is missing, damaged or not a snapshot.
+        StorageError: if the object store cannot be used.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | str):
         self.path = path
 
     def __enter__(self) -> "SnapshotReader":
-        if not self.path.is_file():
-            raise SnapshotError(f"{self.path}: no such snapshot; name a .safetensors file of a run's snapshots folder")
+        missing = f"{self.path}: no such snapshot; name a .safetensors file of a run's snapshots folder"
         try:
-            self._file = safe_open(self.path, "pt").__enter__()
-        except SafetensorError as error:
+            if is_remote(self.path):
+                place, name = split_address(self.path)
+                if place.size(name) is None:
+                    raise SnapshotError(missing)
+                self._file = TensorFile(place, name)
+            elif not Path(self.path).is_file():
+                raise SnapshotError(missing)
+            else:
+                self._file = _LocalTensors(Path(self.path))
+        except (SafetensorError, TensorFileError) as error:
             raise SnapshotError(f"{self.path}: is damaged or no snapshot ({error}); fetch or make it again") from None
-        metadata = self._file.metadata() or {}
+        metadata = self._file.metadata
         if METADATA_KEY not in metadata:
             raise SnapshotError(f"{self.path}: is a safetensors file, but not a snapshot of this recipe")
         checksum, _, text = metadata[METADATA_KEY].partition(" ")
@@ -141,27 +176,36 @@ class SnapshotReader:
             raise SnapshotError(f"{self.path}: has format {facts['format']}; this version of the recipe reads {FORMAT}")
         self._digests = facts["digests"]
         self.info = SnapshotInfo(**{known.name: facts[known.name] for known in dataclasses.fields(SnapshotInfo)})
-        if self._digests.keys() != set(self._file.keys()):
+        if self._digests.keys() != self._file.shapes.keys():
             raise SnapshotError(f"{self.path}: its header names other tensors than it holds; fetch or make it again")
         return self
 
     def __exit__(self, *exc) -> None:
-        self._file.__exit__(*exc)
+        del self._file
 
     def names(self) -> list[str]:
-        return sorted(self._file.keys())
+        """All tensors, as they lie in the file where that is known."""
+        return self._file.names()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._file.shapes
 
     def read(self, name: str) -> Tensor:
-        tensor = self._file.get_tensor(name)
-        if digest(tensor) != self._digests[name]:
-            raise SnapshotError(f"{self.path}: the checksum of {name} does not match; fetch or make the file again")
-        return tensor
+        return self.read_some([name])[0]
+
+    def read_some(self, names: Sequence[str]) -> list[Tensor]:
+        """Several tensors; of a remote file in one request, if they follow each other in `names()`."""
+        tensors = self._file.read(names)
+        for name, tensor in zip(names, tensors, strict=True):
+            if digest(tensor) != self._digests[name]:
+                raise SnapshotError(f"{self.path}: the checksum of {name} does not match; fetch or make the file again")
+        return tensors
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         return {name: self.read(name) for name in (self.names() if names is None else names)}
 
 
-def load_network(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Precond, SnapshotInfo]:
+def load_network(path: Path | str, dtype: torch.dtype = torch.float32) -> tuple[Precond, SnapshotInfo]:
     """Rebuild the network of a snapshot in eval mode on the CPU, its weights in float32 and activations in `dtype`.
 
     Raises:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from composer.utils import dist
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from recipe.config import Config
 from recipe.edm2.shards import assign_
@@ -151,6 +152,6 @@ def _read_sharded(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, Ten
         if full or index == len(wanted) - 1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that it is one process
-                dcp.load({"state": {"model": group}}, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+                load({"state": {"model": group}}, storage_reader=FileSystemReader(folder), no_dist=True)
             yield from ((key.removeprefix("net."), tensor) for key, tensor in group.items())
             group = {}

@@ -34,18 +34,18 @@ def print_plan(config: Config) -> None:
     ranks, per_node = config.planned_ranks() or launched_ranks()
     layout, share, batch = Layout(ranks, config.fsdp), config.global_batch_size // ranks, config.global_batch_size
     needs = Needs(config, net, layout)
-    microbatch = needs.microbatch(share)
+    microbatch, spans = needs.microbatch(share), images_of_spans(config)
     lines = [
         ("parameters", f"{count(net) / 1e6:.2f} M"),
         ("compute", f"{macs_per_image(net) / 1e9:.2f} GFLOPs per image (multiply-adds of one forward pass)"),
-        ("steps", f"{images_of_spans(config)[0] // batch} of {batch} images"),
+        ("steps", f"{spans[0] // batch} of {batch} images"),
         ("ranks", describe(layout, per_node)),
         ("microbatch", f"{microbatch} of a rank's {share} images per step; activations in {dtype_of(config)}"),
         ("memory per rank", f"{needs.total(microbatch) / GIB:.2f} GiB"),
         *needs.lines(microbatch),
         *([] if config.device == "cpu" else needs.fits(share)),
         ("traffic", traffic(net, layout, share // microbatch, per_node)),
-        *files(config, net),
+        *files(config, net, *spans),
     ]
     for name, text in lines:
         print(f"{name:<17} {text}")
@@ -154,9 +154,8 @@ def traffic(net: Precond, layout: Layout, microbatches: int, per_node: int | Non
     return text
 
 
-def files(config: Config, net: Precond) -> Lines:
+def files(config: Config, net: Precond, total: int, between_snapshots: int, between_checkpoints: int) -> Lines:
     """What the run writes: snapshots and checkpoints, each and in all, and what stays of them."""
-    total, between_snapshots, between_checkpoints = images_of_spans(config)
     averages = len(config.ema.sigma_rels)
     size = snapshot_bytes(net, getattr(torch, config.ema.snapshot_dtype))
     yield "snapshots", amounts(size, -(-total // between_snapshots), config.ema.snapshot_keep, averages)
@@ -196,6 +195,6 @@ def checkpoint_bytes(net: Precond, averages: int) -> int:
 def readable(size: int) -> str:
     """1523 -> "1.52 kB"."""
     scaled, units = float(size), ["B", "kB", "MB", "GB", "TB", "PB"]
-    while scaled >= 1000 and len(units) > 1:
+    while scaled >= 999.5 and len(units) > 1:
         scaled, units = scaled / 1000, units[1:]
-    return f"{scaled:.3g} {units[0]}" if scaled < 1000 else f"{scaled:.0f} {units[0]}"
+    return f"{scaled:.3g} {units[0]}" if scaled < 999.5 else f"{scaled:.0f} {units[0]}"

@@ -82,8 +82,8 @@ def find_checkpoint(config: Config, place: Place) -> Checkpoint | None:
     if checkpoint is None and place.size(PROGRESS) is not None:
         last = place.read(PROGRESS).decode().strip()
         raise RunError(
-            f"save_folder {place.address}: the run had reached checkpoint {last}, but no whole checkpoint is left (deleted "
-            f"or expired); choose another run_name, or delete {PROGRESS} there to begin anew"
+            f"save_folder {place.address}: the run had reached checkpoint {last}, but no whole one is left (deleted or "
+            f"expired); choose another run_name, or delete {PROGRESS} there to begin anew"
         )
     return checkpoint
 
@@ -104,6 +104,6 @@ def check_space(config: Config) -> None:
     if free < needed:
         key = "save_folder" if place.is_local else "scratch_folder"
         raise RunError(
-            f"{key} {folder}: has {free / 1e9:.1f} GB free, but {checkpoints} checkpoints and the snapshots of two moments "
+            f"{key} {folder}: has {free / 1e9:.1f} GB free, but {checkpoints} checkpoints and two moments' snapshots "
             f"need {needed / 1e9:.1f} GB; make room, lower checkpoints.keep, or choose another {key}"
         )

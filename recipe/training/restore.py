@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from recipe.edm2.shards import assign_
 from recipe.storage.checkpoints import Checkpoint
@@ -65,7 +66,7 @@ def _moments(optimizers: dict[str, Any]) -> dict[str, Any]:
 
 def _read_sharded(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     """Fill `tensors` from a sharded checkpoint, each rank with what it holds; returns the rest of the state."""
-    dcp.load({"state": tensors}, storage_reader=dcp.FileSystemReader(folder))
+    load({"state": tensors}, storage_reader=FileSystemReader(folder))
     metadata = read_metadata(folder)
     assert metadata.planner_data is not None and metadata.storage_data is not None
     places = {index.fqn: storage for index, storage in metadata.storage_data.items()}

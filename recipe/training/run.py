@@ -68,7 +68,9 @@ def train(config: Config) -> int:
             ownership.release()
     if dist.get_global_rank() == 0:
         images = trainer.state.timestamp.sample.value
-        print(f"{'stopped at' if stop.stopped else 'trained to'} {images} images; everything is in {config.run_folder()}")
+        print(
+            f"{'stopped at' if stop.stopped else 'trained to'} {images} images; everything is in {config.run_folder()}"
+        )
     return EXIT_PREEMPTED if stop.stopped else 0
 
 

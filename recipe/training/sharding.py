@@ -1,7 +1,7 @@
 """Shards the model over ranks with FSDP2, or says that DDP copies it.
 
-The network and each of its averages are FSDP roots of their own, with the U-Net's blocks as units, so that sampling from
-an average never disturbs the training of the network. Composer is told that the model is sharded already: its own
+The network and each of its averages are FSDP roots of their own, with the U-Net's blocks as units, so that sampling
+from an average never disturbs the training of the network. Composer is told that the model is sharded already: its own
 wrapping has no setting for the precision of gathered weights, and overwrites a mesh with replicas.
 """
 

@@ -1,0 +1,146 @@
+"""Fetch a run, or parts of it, from object storage.
+
+    python recipe/fetch.py s3://bucket/runs/edm2 --list
+    python recipe/fetch.py s3://bucket/runs/edm2 --what snapshots --sigma-rel 0.05 --nimg latest --out runs/edm2
+    python recipe/fetch.py s3://bucket/runs/edm2 --what checkpoint --out runs/edm2
+
+Files come under their own names, checked, several at once. Started again it goes on where it stopped. The server and
+the credentials are those of the environment (S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). RUN may also be a local folder.
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recipe.arguments import parse_numbers
+from recipe.storage.checkpoints import list_checkpoints, newest_whole
+from recipe.storage.fetching import fetch_files
+from recipe.storage.places import Entry, MissingError, Place, StorageError, is_inside, open_place
+from recipe.units import Span
+
+KINDS = {"snapshots": "snapshots/", "posthoc": "posthoc/", "config": "config.yaml"}
+PRIVATE = ("owner.json", "progress.txt")  # of a run that is going on
+_SNAPSHOT = re.compile(r"(?:snapshots|posthoc)/(?:snapshot|posthoc)-(?P<nimg>\d+)-(?P<sigma_rel>\d\.\d+)\.safetensors")
+
+
+class FetchError(ValueError):
+    """Something was asked for that the run does not hold; the message says what it does."""
+
+
+def choose(place: Place, entries: Sequence[Entry], what: str, sigma_rels: list[float] | None, nimg: str) -> list[Entry]:
+    """The entries that the arguments ask for. Raises FetchError if there are none."""
+    if what == "checkpoint":
+        newest = newest_whole(place.child("checkpoints"))
+        if newest is None:
+            raise FetchError(f"{place.address}: holds no whole checkpoint; see what it holds with --list")
+        names = {f"checkpoints/{entry.name}" for entry in newest.files}
+        return [entry for entry in entries if entry.name in names]
+    prefix = KINDS.get(what, "")
+    chosen = [entry for entry in entries if entry.name.startswith(prefix) and entry.name not in PRIVATE]
+    if sigma_rels is not None or nimg != "all":
+        chosen = _chosen_snapshots(chosen, sigma_rels, nimg)
+    if not chosen:
+        raise FetchError(f"{place.address}: holds no such {what}; see what it holds with --list")
+    return chosen
+
+
+def _chosen_snapshots(entries: Sequence[Entry], sigma_rels: list[float] | None, nimg: str) -> list[Entry]:
+    found = {entry: match for entry in entries if (match := _SNAPSHOT.fullmatch(entry.name))}
+    times = {int(match["nimg"]) for match in found.values()}
+    if nimg == "latest":
+        times = {max(times, default=0)}
+    elif nimg != "all":
+        times = {images(nimg)}
+    return [
+        entry
+        for entry, match in found.items()
+        if int(match["nimg"]) in times and (sigma_rels is None or float(match["sigma_rel"]) in sigma_rels)
+    ]
+
+
+def images(text: str) -> int:
+    """A time in images; raises ValueError for other units."""
+    span = Span.parse(text)
+    if span.unit != "sp":
+        raise FetchError(f"--nimg {text}: must be in images, for example 8Mi, or latest, or all")
+    return span.value
+
+
+def print_table(place: Place, entries: Sequence[Entry]) -> None:
+    """What a run holds, a line per snapshot, checkpoint or other file."""
+    rows: list[tuple[str, ...]] = [("kind", "nimg", "sigma_rel", "MB", "modified", "name")]
+    for checkpoint in list_checkpoints(place.child("checkpoints")):
+        modified = max(entry.modified for entry in checkpoint.files)
+        rows.append(_row("checkpoint", "", "", checkpoint.size, modified, f"checkpoints/{checkpoint.name}"))
+    for entry in entries:
+        if match := _SNAPSHOT.fullmatch(entry.name):
+            kind = entry.name.split("/")[0].removesuffix("s")
+            rows.append(
+                _row(kind, match["nimg"].lstrip("0"), match["sigma_rel"], entry.size, entry.modified, entry.name)
+            )
+        elif not entry.name.startswith("checkpoints/"):
+            rows.append(_row(entry.name.split("/")[0], "", "", entry.size, entry.modified, entry.name))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(kind: str, nimg: str, sigma_rel: str, size: int, modified: float, name: str) -> tuple[str, ...]:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(modified))
+    return kind, nimg, sigma_rel, f"{size / 1e6:.1f}", when, name
+
+
+def fetch(place: Place, entries: Sequence[Entry], out: Path, jobs: int) -> None:
+    """Copy the entries to `out` with a progress bar. Raises StorageError."""
+    unsafe = [entry.name for entry in entries if not is_inside(entry.name)]
+    if unsafe:
+        raise FetchError(f"{place.address}: holds the name {unsafe[0]!r}, which would leave {out}; nothing was fetched")
+    total = sum(entry.size for entry in entries)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="fetch", disable=None) as progress:
+        fetch_files(place, [entry.name for entry in entries], out, jobs, progress.update)
+    print(f"{out}: {len(entries)} files, {total / 1e6:.1f} MB, checked")
+
+
+def arguments_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Fetch a run, or parts of it, from object storage.")
+    parser.add_argument("run", help="s3://bucket/folder of a run, or a local folder")
+    parser.add_argument("--what", choices=["all", "snapshots", "posthoc", "checkpoint", "config"], default="all",
+                        help="checkpoint = the newest whole one (default: all)")  # fmt: skip
+    parser.add_argument("--sigma-rel", metavar="LIST", help="snapshots of these lengths only, for example 0.05,0.1")
+    parser.add_argument("--nimg", default="all", help="snapshots of this time only: 8Mi, latest or all (default)")
+    parser.add_argument("--out", type=Path, help="folder that the files go to")
+    parser.add_argument("--jobs", type=int, default=8, help="files at once (default 8)")
+    parser.add_argument("--list", action="store_true", help="only print what there is")
+    return parser
+
+
+def main() -> None:
+    arguments = arguments_parser().parse_args()
+    try:
+        if arguments.jobs < 1:
+            raise FetchError(f"--jobs {arguments.jobs}: must be at least 1")
+        if not arguments.list and arguments.out is None:
+            raise FetchError("--out is missing; name the folder that the files go to, or ask for --list")
+        sigma_rels = None if arguments.sigma_rel is None else parse_numbers(arguments.sigma_rel)
+        place = open_place(arguments.run)
+        entries = place.list()
+        if not entries:
+            raise MissingError(f"{place.describe()}: there is no run; check the address")
+        if arguments.list:
+            print_table(place, entries)
+        else:
+            fetch(
+                place, choose(place, entries, arguments.what, sigma_rels, arguments.nimg), arguments.out, arguments.jobs
+            )
+    except (FetchError, StorageError, ValueError, OSError) as error:
+        print(f"fetch.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
