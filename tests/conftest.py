@@ -39,10 +39,8 @@ def object_store() -> Iterator["ObjectStore"]:
 
 
 @pytest.fixture
-def bucket_folder(object_store: "ObjectStore", request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty `s3://bucket/prefix` of the test's own; the environment is set so that this process reaches it."""
-    for name, value in object_store.environment.items():
-        monkeypatch.setenv(name, value)
+def bucket_folder(object_store: "ObjectStore", request: pytest.FixtureRequest) -> str:
+    """An empty `s3://bucket/prefix` of the test's own."""
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     return f"s3://{object_store.bucket}/{name[:60]}-{secrets.token_hex(4)}"
 

@@ -48,13 +48,13 @@ class FaultProxy:
 
     def __init__(self, endpoint: str, share: float = 0.1, seed: int = 0, kinds: Sequence[str] = KINDS):
         url = urlsplit(endpoint)
-        self.upstream = (url.hostname, url.port)
+        self.upstream = (str(url.hostname), int(url.port or 80))
         self.share, self.kinds, self.delay = share, kinds, 0.3
         self.bytes_per_second: float | None = None
         self.counts: Counter[str] = Counter()
         self.log: list[Request] = []
         self._random = random.Random(seed)
-        self._forced: deque[str] = deque()
+        self._forced: deque[str | None] = deque()
         self._lock = threading.Lock()
         self._free_at = 0.0
         self._open: set[socket.socket] = set()
@@ -63,8 +63,8 @@ class FaultProxy:
         self.accept_all()
         self.endpoint = f"http://127.0.0.1:{self._port}"
 
-    def force(self, *kinds: str) -> None:
-        """Spoil the next requests in these ways, whatever `share` says."""
+    def force(self, *kinds: str | None) -> None:
+        """Spoil the next requests in these ways, whatever `share` says; None lets one pass."""
         self._forced.extend(kinds)
 
     def refuse_all(self) -> None:

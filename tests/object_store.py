@@ -67,9 +67,7 @@ class ObjectStore:
         where = [f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         identities = [f"-s3.config={self.folder / 's3.json'}", f"-bucket={BUCKET}"]
         command = [str(BIN / "weed"), "-logtostderr=true", "mini", *where, *ports, *OFF, *identities]
-        with open(self.folder / "log", "ab") as log:
-            options = dict(cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
-            self.process = _STARTER.submit(subprocess.Popen, command, preexec_fn=_die_with_parent, **options).result()
+        self.process = _STARTER.submit(_launch, command, self.folder).result()
         self._wait()
 
     def kill(self) -> None:
@@ -93,9 +91,16 @@ class ObjectStore:
             time.sleep(0.1)
 
     def _has_bucket(self) -> bool:
-        """Whether the bucket, which the server makes after it says that it is healthy, is there: 403, not 404."""
-        filer = f"http://127.0.0.1:{self.ports['filer.port']}/buckets/{BUCKET}/?limit=1"
-        return _answers(filer)
+        """Whether the bucket is there, which the server makes only after it says that it is healthy."""
+        return _answers(f"http://127.0.0.1:{self.ports['filer.port']}/buckets/{BUCKET}/?limit=1")
+
+
+def _launch(command: list[str], folder: Path) -> subprocess.Popen:
+    with open(folder / "log", "ab") as log:
+        return subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent,
+            start_new_session=True,
+        )  # fmt: skip
 
 
 def _answers(url: str) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from memory_ranks import peak_of
 
 from commands import BIN, ROOT, run
+from memory_ranks import peak_of
 from recipe.config import FSDP
 from recipe.config_reader import read_config
 from recipe.edm2.precond import Precond

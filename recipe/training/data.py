@@ -12,6 +12,8 @@ from streaming import StreamingDataLoader, StreamingDataset
 from streaming.base.storage import CloudDownloader
 from streaming.base.util import clean_stale_shared_memory
 
+from recipe.storage.places import MissingError, open_place
+
 INDEX = "index.json"
 STATISTICS = "stats.json"
 DOWNLOAD_RETRIES = 8  # of a shard, each with the retries of its storage's own client
@@ -135,12 +137,12 @@ def read_remote(remote: str) -> tuple[int, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for name in (INDEX, STATISTICS):
             try:
-                CloudDownloader.get(remote).direct_download(f"{remote}/{name}", f"{folder}/{name}")
-            except FileNotFoundError:
+                _download(remote, name, Path(folder))
+            except (FileNotFoundError, MissingError) as error:
                 if name == INDEX:
                     raise DataError(
-                        f"data.remote {remote}: holds no {INDEX}; make the shards with recipe/prepare.py and copy them "
-                        "there, or mend the address"
+                        f"data.remote {remote}: holds no {INDEX} ({error}); make the shards with recipe/prepare.py and "
+                        "copy them there, or mend the address"
                     ) from None
             except Exception as error:  # each kind of storage has errors of its own
                 raise DataError(
@@ -148,6 +150,13 @@ def read_remote(remote: str) -> tuple[int, dict[str, Any]]:
                     "credentials in the environment"
                 ) from None
         return sum(shard["samples"] for shard in read_index(Path(folder))), read_statistics(folder)
+
+
+def _download(remote: str, name: str, folder: Path) -> None:
+    if remote.startswith("s3://"):
+        (folder / name).write_bytes(open_place(remote).read(name))
+    else:
+        CloudDownloader.get(remote).direct_download(f"{remote}/{name}", str(folder / name))
 
 
 def check_statistics(statistics: dict[str, Any], config: Any, place: str) -> None:

@@ -63,6 +63,7 @@ def train(config: Config) -> int:
             raise
         trainer.close()  # hands in the last event files
         finish(trainer, folder, stop)
+        stop.leave_together()
     finally:
         if ownership is not None:
             ownership.release()

@@ -43,6 +43,12 @@ class GracefulStop(Callback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
 
+    def leave_together(self) -> None:
+        """Wait for all ranks; from then on no signal counts: a launcher that sees one rank leave ends the others."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)  # unlike a handler it lasts to the end of the process
+        dist.barrier()
+
     def problem(self) -> str | None:
         if self.uploads.failure is not None:
             return str(self.uploads.failure)
