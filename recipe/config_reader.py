@@ -49,13 +49,20 @@ def read_or_exit(arguments: Sequence[str], command: str) -> Config:
         exit_with(command, error)
 
 
-def exit_with(command: str, error: Exception) -> NoReturn:
-    """End a command over bad input: the message, no traceback, status 2. Under a launcher rank 0 speaks for all."""
+def exit_with(command: str, error: Exception, on_every_rank: bool = True) -> NoReturn:
+    """End a command over bad input: the message, no traceback, status 2. Under a launcher rank 0 speaks for all.
+
+    Args:
+        command: name of the script.
+        error: what to say.
+        on_every_rank: all ranks end here with the same error; if not, one that is still alive after a while speaks up.
+    """
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        time.sleep(5)  # a launcher ends all ranks with the first one: rank 0 gets to speak
-        command = f"{command} (rank {rank})"  # still here: it is this rank's own
-    print(f"{command}: {error}", file=sys.stderr, flush=True)
+        time.sleep(5)  # a launcher ends all ranks with the first one: rank 0 must get to speak
+    if rank == "0" or not on_every_rank:
+        speaker = command if rank == "0" else f"{command} (rank {rank})"
+        print(f"{speaker}: {error}", file=sys.stderr, flush=True)
     sys.exit(USAGE_ERROR)
 
 

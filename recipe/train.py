@@ -33,7 +33,7 @@ def main() -> None:
     try:
         status = train(config)
     except USER_ERRORS as error:
-        exit_with("train.py", error)
+        exit_with("train.py", error, on_every_rank=False)
     sys.exit(status)
 
 

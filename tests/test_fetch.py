@@ -4,8 +4,10 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from recipe.edm2.precond import Precond
 from recipe.storage.places import Place, open_place
 from recipe.storage.snapshots import SnapshotInfo, SnapshotReader, list_snapshots, save_snapshot, snapshot_name
 
-NETWORK = dict(
+NETWORK: dict[str, Any] = dict(
     img_resolution=8, img_channels=1, label_dim=10, model_channels=16, channel_mult=[1, 2], num_blocks=1,
     attn_resolutions=[4], channels_per_head=16,
 )  # fmt: skip
@@ -178,3 +180,40 @@ def test_commands_take_addresses(stored: tuple[Place, Path], tmp_path: Path):
     done = run(command_line("sample.py", made.path, "--seeds", "0-3", "--steps", "2", "--out", tmp_path))
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.iterdir())) == 4
+
+
+MEASURED = """
+import resource, sys
+import recipe.reconstruct, recipe.storage.s3
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+sys.argv = ["reconstruct.py", *sys.argv[1:]]
+recipe.reconstruct.main()
+print("peak", peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_of_a_reconstruction(object_store: ObjectStore, tmp_path: Path):
+    """At most (k + 1) float32 copies of the network and 200 MB, for k outputs, from 64 snapshots in the store."""
+    network = NETWORK | {"img_resolution": 16, "model_channels": 96, "channel_mult": [1, 2, 3], "channels_per_head": 32}
+    with torch.device("meta"):
+        net = Precond(**network)
+    size = 4 * sum(parameter.numel() for parameter in net.parameters())
+    assert size > 40e6
+    place = open_place(f"s3://{object_store.bucket}/many")
+    buffers = {name for name, _ in net.named_buffers()}
+    for step in range(32):
+        for sigma_rel in (0.05, 0.1):
+            tensors = {name: torch.full(tensor.shape, step / 32, dtype=torch.float32 if name in buffers else torch.half)
+                       for name, tensor in net.state_dict().items()}  # fmt: skip
+            name = snapshot_name(1000 * (step + 1), sigma_rel)
+            save_snapshot(tmp_path / name, tensors, SnapshotInfo(network, 1000 * (step + 1), sigma_rel))
+            place.upload(f"snapshots/{name}", tmp_path / name)
+            (tmp_path / name).unlink()
+    command = [sys.executable, "-c", MEASURED, place.address, "--sigma-rel", "0.08,0.12,0.15", "--dtype", "float32"]
+    done = run([*command, "--out", str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    peak = int(done.stdout.split()[-1])
+    print(f"network {size / 1e6:.0f} MB in float32, peak {peak / 1e6:.0f} MB for 3 outputs")
+    assert peak < (3 + 1) * size + 200e6
