@@ -111,8 +111,8 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="s3://bucket/folder of a run, or a local folder")
     parser.add_argument("--what", choices=["all", "snapshots", "posthoc", "checkpoint", "config"], default="all",
                         help="checkpoint = the newest whole one (default: all)")  # fmt: skip
-    parser.add_argument("--sigma-rel", metavar="LIST", help="snapshots of these lengths only, for example 0.05,0.1")
-    parser.add_argument("--nimg", default="all", help="snapshots of this time only: 8Mi, latest or all (default)")
+    parser.add_argument("--sigma-rel", metavar="LIST", help="only snapshots, of these lengths: for example 0.05,0.1")
+    parser.add_argument("--nimg", default="all", help="only snapshots, of this time: 8Mi, latest or all (default)")
     parser.add_argument("--out", type=Path, help="folder that the files go to")
     parser.add_argument("--jobs", type=int, default=8, help="files at once (default 8)")
     parser.add_argument("--list", action="store_true", help="only print what there is")

@@ -80,6 +80,10 @@ class ObjectStore:
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+        for port in self.ports.values():
+            for number in (port, port + GRPC):  # sockets that a killed server leaves behind, outside its folder
+                for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                    left.unlink(missing_ok=True)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -17,7 +17,14 @@ from fault_proxy import FaultProxy
 from object_store import ObjectStore, environment
 from recipe.edm2.precond import Precond
 from recipe.storage.places import Place, open_place
-from recipe.storage.snapshots import SnapshotInfo, SnapshotReader, list_snapshots, save_snapshot, snapshot_name
+from recipe.storage.snapshots import (
+    SnapshotError,
+    SnapshotInfo,
+    SnapshotReader,
+    list_snapshots,
+    save_snapshot,
+    snapshot_name,
+)
 
 NETWORK: dict[str, Any] = dict(
     img_resolution=8, img_channels=1, label_dim=10, model_channels=16, channel_mult=[1, 2], num_blocks=1,
@@ -109,7 +116,7 @@ def test_damage_is_noticed(stored: tuple[Place, Path], object_store: ObjectStore
     damaged = open_place(f"s3://{object_store.bucket}/damaged")
     damaged.write(name, bytes(data))  # without the checksum that an upload leaves
     assert_refused(fetch(damaged, "--out", tmp_path), name, "checksum does not match")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.endswith(".json")]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_goes_on_after_a_kill(object_store: ObjectStore, tmp_path: Path):
@@ -217,3 +224,21 @@ def test_peak_memory_of_a_reconstruction(object_store: ObjectStore, tmp_path: Pa
     peak = int(done.stdout.split()[-1])
     print(f"network {size / 1e6:.0f} MB in float32, peak {peak / 1e6:.0f} MB for 3 outputs")
     assert peak < (3 + 1) * size + 200e6
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"__metadata__": {"edm2-recipe snapshot": 5}}',
+        '{"__metadata__": []}',
+        "[" * 100_000,
+        "5",
+        '{"x": {"dtype": "F32"}}',
+    ],
+    ids=["number", "list", "nested", "no table", "no shape"],
+)
+def test_hostile_headers(header: str, bucket_folder: str):
+    name = snapshot_name(1000, 0.05)
+    open_place(bucket_folder).write(name, len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(SnapshotError, match="is damaged or no snapshot"), SnapshotReader(f"{bucket_folder}/{name}"):
+        pass

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,19 @@ def fetch_files(
     Raises:
         StorageError: a file that cannot be had, or that fails its checksum; the whole ones stay.
     """
+    given_up = threading.Event()
+
+    def told(count: int) -> None:
+        if given_up.is_set():  # another file failed: what has come of this one stays for the next try
+            raise StorageError(f"{place.describe()}: fetching was given up")
+        progress(count)
+
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_fetch, place, name, folder / name, progress) for name in names]
+        futures = [pool.submit(_fetch, place, name, folder / name, told) for name in names]
         try:
             return [future.result() for future in concurrent.futures.as_completed(futures)]
         except BaseException:
+            given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -57,7 +66,7 @@ def _fetch(place: Place, name: str, path: Path, progress: Progress) -> Path:
             file.flush()
             os.fsync(file.fileno())
         if not _is_intact(part.path, facts, name):
-            part.path.unlink()
+            part.forget()
             raise StorageError(
                 f"{place.describe(name)}: its checksum does not match, it was damaged in the store or on the way; "
                 "nothing of it is kept: fetch again, and if it fails again use another snapshot or checkpoint"
@@ -69,7 +78,12 @@ def _fetch(place: Place, name: str, path: Path, progress: Progress) -> Path:
 @dataclass
 class _Part:
     path: Path
+    note: Path
     have: int
+
+    def forget(self) -> None:
+        self.path.unlink()
+        self.note.unlink()
 
 
 @contextlib.contextmanager
@@ -80,7 +94,7 @@ def _partial(path: Path, facts: Facts) -> Iterator[_Part]:
     if not (part.is_file() and note.is_file() and note.read_text() == version and part.stat().st_size <= facts.size):
         part.write_bytes(b"")
         note.write_text(version)
-    yield _Part(part, part.stat().st_size)
+    yield _Part(part, note, part.stat().st_size)
     note.unlink()
 
 

@@ -43,9 +43,9 @@ class TensorFile:
             raise TensorFileError(f"announces a header of {length} bytes")
         try:
             header = json.loads(place.read(name, 8, length, self._version))
-            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            self.metadata = _texts(header.pop("__metadata__", {}))
             self._entries = {key: _entry(value) for key, value in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TensorFileError(f"its header is damaged ({error})") from None
         self._start = 8 + length
         self.shapes = {key: shape for key, (_, shape, _, _) in self._entries.items()}
@@ -88,6 +88,12 @@ class TensorFile:
         if count == 0:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape)
+
+
+def _texts(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("__metadata__ is not a table of texts")
+    return value
 
 
 def _entry(value: dict[str, Any]) -> tuple[torch.dtype, tuple[int, ...], int, int]:

@@ -23,7 +23,7 @@ class Uploads:
     """
 
     def __init__(self, max_pending: int = MAX_PENDING):
-        self._jobs: queue.Queue[Callable[[], None]] = queue.Queue(max_pending)
+        self._jobs: queue.Queue[Callable[[], object]] = queue.Queue(max_pending)
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._work, daemon=True, name="uploads")
         self._thread.start()
@@ -41,7 +41,7 @@ class Uploads:
             finally:
                 self._jobs.task_done()
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], object]) -> None:
         """Run `job` after all those before it."""
         started = time.monotonic()
         self._jobs.put(job)
