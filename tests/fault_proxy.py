@@ -54,6 +54,7 @@ class FaultProxy:
         self.counts: Counter[str] = Counter()
         self.log: list[Request] = []
         self._random = random.Random(seed)
+        self._chosen: Counter[str] = Counter()
         self._forced: deque[str | None] = deque()
         self._lock = threading.Lock()
         self._free_at = 0.0
@@ -123,13 +124,17 @@ class FaultProxy:
             _reset(connection)
 
     def choose(self, has_body: bool) -> str | None:
-        """The fault of the next request."""
+        """The fault of the next request, None = it passes; over time all kinds come up equally often."""
         with self._lock:
             if self._forced:
                 return self._forced.popleft()
             if self._random.random() >= self.share:
                 return None
-            return self._random.choice([kind for kind in self.kinds if has_body or kind != "cut_request"])
+            # The rarest so far, not any: so every kind comes up, however few the requests.
+            possible = [kind for kind in self.kinds if has_body or kind != "cut_request"]
+            kind = min(possible, key=lambda kind: (self._chosen[kind], self._random.random()))
+            self._chosen[kind] += 1
+            return kind
 
     def record(self, request: Request) -> None:
         with self._lock:

@@ -164,6 +164,7 @@ def main() -> None:
     for case in cases:
         measure(case | {"network": SMALL})  # loads libraries and opens connections
     (out / f"rank{dist.get_global_rank()}.json").write_text(json.dumps([measure(case) for case in cases]))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

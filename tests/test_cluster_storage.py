@@ -26,7 +26,7 @@ def arguments(digits: Path, folder: str, *overrides: str) -> list[str]:
 def undisturbed(digits: Path, object_store: ObjectStore) -> str:
     folder = f"s3://{object_store.bucket}/steady"
     done = run(launch(2, *arguments(digits, folder)), env=object_store.environment)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -44,7 +44,7 @@ def test_a_tenth_of_the_requests_fail(undisturbed: str, digits: Path, object_sto
     with FaultProxy(object_store.endpoint, share=0.1, seed=3) as proxy:
         overrides = (f"data.remote={remote.address}", f"data.local={tmp_path / 'cache'}")
         done = run(launch(2, *arguments(digits, folder, *overrides)), env=environment(proxy.endpoint))
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         assert sum(proxy.counts[kind] for kind in proxy.kinds) >= 5
     assert files(folder) == files(undisturbed)
     assert len(files(folder)) == 24

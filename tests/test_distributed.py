@@ -40,7 +40,7 @@ class Result:
 def one_rank(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     folder = tmp_path_factory.mktemp("one") / "run"
     done = run(launch(1, *train_arguments(digits, folder, *LIKE)))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(losses(folder)) == list(range(STEPS))
     return Result(folder)
 
@@ -62,7 +62,7 @@ def one_rank(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
 )
 def test_same_result_on_any_ranks(ranks: int, overrides: list[str], one_rank: Result, digits: Path, tmp_path: Path):
     done = run(launch(ranks, *train_arguments(digits, tmp_path / "run", *LIKE, *overrides)))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     Result(tmp_path / "run").assert_like(one_rank)
 
 
@@ -72,7 +72,7 @@ def test_the_comparison_notices(mistake: str, one_rank: Result, digits: Path, tm
     arguments = train_arguments(digits, tmp_path / "run", *LIKE, "fsdp={}")
     script = [str(ROOT / "tests" / "sabotage.py"), mistake]
     done = run([str(BIN / "composer"), "-n", "2", "--master_port", str(free_port()), *script, *arguments])
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     with pytest.raises(AssertionError):
         Result(tmp_path / "run").assert_like(one_rank)
 
@@ -80,7 +80,7 @@ def test_the_comparison_notices(mistake: str, one_rank: Result, digits: Path, tm
 def test_gathering_in_16_bits_still_learns(one_rank: Result, digits: Path, tmp_path: Path):
     """gather_dtype rounds the weights, so the losses agree to that rounding only, and do not agree exactly."""
     done = run(launch(2, *train_arguments(digits, tmp_path / "run", *LIKE, "fsdp.gather_dtype=bfloat16")))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     rounded, exact = losses(tmp_path / "run"), losses(one_rank.folder)
     assert [rounded[step] for step in range(STEPS)] == pytest.approx([exact[step] for step in range(STEPS)], rel=2e-2)
     assert rounded != exact
@@ -92,7 +92,7 @@ def test_resume_on_other_ranks(one_rank: Result, digits: Path, tmp_path: Path):
     for ranks, steps, overrides in ((2, 8, ["fsdp={}"]), (1, 16, []), (4, STEPS, ["fsdp={}"])):
         settings = [*LIKE[1:], f"duration={steps}ba", "ema.snapshot_interval=3000ba", *overrides]
         done = run(launch(ranks, *train_arguments(digits, folder, *settings)))
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
     for path in (folder / "snapshots").iterdir():  # of the ends in between
         if f"{STEPS * 16:011d}" not in path.name:
             path.unlink()
@@ -111,7 +111,7 @@ def test_epochs_end_alike_on_any_ranks(digits: Path, tmp_path: Path):
         for steps in (3, 7):  # in between it is resumed at the end of an epoch
             settings = (*LIKE, f"duration={steps}ba", "checkpoints.interval=3ba", "ema.snapshot_interval=7ba")
             done = run(launch(ranks, *train_arguments(few, folder, *settings)))
-            assert done.returncode == 0, done.stderr
+            assert done.returncode == 0, done.stdout + done.stderr
     Result(folders[2]).assert_like(Result(folders[1]))
 
 
@@ -120,7 +120,7 @@ def test_golden_training_sharded(tmp_path: Path):
     golden, _ = load("training")
     script = [str(ROOT / "tests" / "golden_ranks.py"), str(tmp_path / "out.pt")]
     done = run([str(BIN / "composer"), "-n", "2", "--master_port", str(free_port()), *script])
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     out = torch.load(tmp_path / "out.pt")
     assert out["sharded"]
     assert out["losses"] == pytest.approx(golden["out/loss"].tolist(), rel=1e-5)

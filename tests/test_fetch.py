@@ -60,7 +60,7 @@ def fetch(place: Place, *arguments: str | Path, env: dict[str, str] | None = Non
 def test_everything(stored: tuple[Place, Path], tmp_path: Path):
     place, folder = stored
     done = fetch(place, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "17 files" in done.stdout
     for path in folder.rglob("*.*"):
         assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes()
@@ -70,7 +70,7 @@ def test_everything(stored: tuple[Place, Path], tmp_path: Path):
 def test_a_choice(stored: tuple[Place, Path], tmp_path: Path):
     place, _ = stored
     done = fetch(place, "--what", "snapshots", "--sigma-rel", "0.1", "--nimg", "latest", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in (tmp_path / "snapshots").iterdir()] == [snapshot_name(8000, 0.1)]
 
 
@@ -138,7 +138,7 @@ def test_goes_on_after_a_kill(object_store: ObjectStore, tmp_path: Path):
     proxy = FaultProxy(object_store.endpoint, share=0)
     env = environment(proxy.endpoint)
     done = fetch(place, "--out", tmp_path / "out", env=env)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "samples" / "large.bin").read_bytes() == source.read_bytes()
     assert proxy.sent < 96 * 2**20 - have + 2**20
     proxy.close()
@@ -150,14 +150,14 @@ def test_faults(stored: tuple[Place, Path], object_store: ObjectStore, tmp_path:
     proxy = FaultProxy(object_store.endpoint, share=0.33, seed=5)
     env = environment(proxy.endpoint)
     done = fetch(place, "--out", tmp_path, env=env)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     for path in folder.rglob("*.*"):
         assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes()
     made = [tmp_path / "local", tmp_path / "remote"]
     for source, out in zip((str(folder), place.address), made, strict=True):
         line = command_line("reconstruct.py", source, "--sigma-rel", "0.08,0.12", "--out", out)
         done = run(line, env=env)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
     for path in made[0].iterdir():
         assert path.read_bytes() == (made[1] / path.name).read_bytes()
     assert all(proxy.counts[fault] > 0 for fault in ("unavailable", "reset", "slow", "cut_answer", "lost_answer")), (
@@ -180,12 +180,12 @@ def test_commands_take_addresses(stored: tuple[Place, Path], tmp_path: Path):
     """From s3:// to s3:// and to pictures, without fetching a file whole."""
     place, _ = stored
     done = run(command_line("reconstruct.py", place.address, "--sigma-rel", "0.1"))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     (made,) = list_snapshots(f"{place.address}/posthoc", "posthoc")
     with SnapshotReader(made.path) as reader:
         assert reader.info.sigma_rel == 0.1
     done = run(command_line("sample.py", made.path, "--seeds", "0-3", "--steps", "2", "--out", tmp_path))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -220,7 +220,7 @@ def test_peak_memory_of_a_reconstruction(object_store: ObjectStore, tmp_path: Pa
             (tmp_path / name).unlink()
     command = [sys.executable, "-c", MEASURED, place.address, "--sigma-rel", "0.08,0.12,0.15", "--dtype", "float32"]
     done = run([*command, "--out", str(tmp_path)])
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     peak = int(done.stdout.split()[-1])
     print(f"network {size / 1e6:.0f} MB in float32, peak {peak / 1e6:.0f} MB for 3 outputs")
     assert peak < (3 + 1) * size + 200e6

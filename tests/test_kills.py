@@ -86,7 +86,7 @@ def undisturbed(digits: Path, object_store: ObjectStore, tmp_path_factory: pytes
     """A run without disturbance: what all others must end in."""
     folder = f"s3://{object_store.bucket}/undisturbed"
     done = run(command(digits, folder), env=object_store.environment)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     place = open_place(folder)
     assert len(place.list("snapshots/")) == STEPS // 6 * 2
     return place
@@ -132,7 +132,7 @@ def test_kills_at_random_moments(object_store: ObjectStore, undisturbed: Place, 
         listed = names
         assert_whole(place)
     done = run(command(digits, folder), env=object_store.environment)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert_same_end(place, undisturbed)
 
 
@@ -151,5 +151,5 @@ def test_preempted_run_saves_and_goes_on(object_store: ObjectStore, undisturbed:
         assert "saving and stopping after batch" in log.read_text()
         assert place.size("owner.json") is None
     done = run(command(digits, folder), env=object_store.environment)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert_same_end(place, undisturbed)

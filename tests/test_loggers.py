@@ -17,7 +17,7 @@ def test_all_loggers_at_once(digits: Path, tmp_path: Path):
         f"logging.mlflow={{experiment: test, tracking_uri: {store.as_uri()}}}",
     )  # fmt: skip
     done = run(command_line("train.py", *train_arguments(digits, folder, *overrides)))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
     events = tensorboard(folder)
     scalars = set(events.Tags()["scalars"])

@@ -178,7 +178,7 @@ def test_command_refuses_ranks_that_do_not_divide_the_batch(digits: Path, tmp_pa
 def test_dry_run_through_the_launcher_writes_nothing(digits: Path, tmp_path: Path):
     arguments = train_arguments(digits, tmp_path / "run", "dry_run=true", "duration=2ep")
     done = run(command_line("train.py", *arguments, launcher=True))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "steps             624 of 16 images" in done.stdout
     assert "ranks             1; it holds the whole state" in done.stdout
     assert not (tmp_path / "run").exists()

@@ -55,7 +55,7 @@ def checkpoint(folder: Path, batch: int) -> dict[str, torch.Tensor]:
 def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     done = train(digits, folder, DROPOUT, launcher=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "trained to 640 images" in done.stdout
     return folder
 
@@ -70,7 +70,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(digits: Path, undistu
     kill_when(process, folder / "checkpoints" / "ba16-rank0.pt")
     assert not (folder / "checkpoints" / "ba40-rank0.pt").exists()
     done = train(digits, folder, *streamed, launcher=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
     ours, reference = checkpoint(folder, 40), checkpoint(undisturbed, 40)
     assert ours.keys() == reference.keys()
@@ -90,7 +90,7 @@ def test_a_finished_run_started_again_ends_at_once_and_changes_nothing(digits: P
     paths = [*(undisturbed / "checkpoints").glob("ba*"), *(undisturbed / "snapshots").iterdir()]
     before = {path: path.read_bytes() for path in paths}
     done = train(digits, undisturbed, DROPOUT)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert {path: path.read_bytes() for path in paths} == before
 
 

@@ -490,7 +490,7 @@ def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     for words in said:
@@ -501,7 +501,7 @@ def test_reconstruct_command(run_folder: Path, tmp_path: Path):
     done = command(
         "reconstruct.py", run_folder, "--sigma-rel", "0.05,0.10:0.13:0.03", "--nimg", "6k", "--out", tmp_path
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     found = list_snapshots(tmp_path, "posthoc")
     assert [(one.nimg, one.sigma_rel) for one in found] == [(6000, 0.05), (6000, 0.1), (6000, 0.13)]
@@ -527,7 +527,7 @@ def test_sample_command(run_folder: Path, tmp_path: Path):
     options = ("--seeds", "0-4,12", "--labels", "3,7", "--steps", 3, "--batch-size", 4, "--device", "cpu")
     out, grid = tmp_path / "images", tmp_path / "more" / "grid.png"
     done = command("sample.py", snapshot, *options, "--out", out, "--grid", grid, "--columns", 4)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     seeds = [0, 1, 2, 3, 4, 12]
     assert sorted(path.name for path in out.iterdir()) == [f"{seed:06d}.png" for seed in seeds]
@@ -553,7 +553,7 @@ def test_sample_command_with_a_guide(run_folder: Path, tmp_path: Path):
     snapshot, guide = (run_folder / "snapshots" / snapshot_name(nimg, 0.05) for nimg in (8000, 1000))
     options = ("--seeds", 5, "--labels", "none", "--steps", 3, "--churn", 4, "--guidance", 2, "--guide", guide)
     done = command("sample.py", snapshot, *options, "--out", tmp_path, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     nets = [load_network(path)[0] for path in (snapshot, guide)]
     settings = SamplerSettings(num_steps=3, S_churn=4, guidance=2)
     expected = to_pixels(generate(nets[0], torch.tensor([5]), torch.tensor([-1]), settings, nets[1]))

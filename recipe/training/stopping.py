@@ -48,6 +48,8 @@ class GracefulStop(Callback):
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)  # unlike a handler it lasts to the end of the process
         dist.barrier()
+        # Ends its threads. One that still puts away the barrier when Python exits may abort the process.
+        torch.distributed.destroy_process_group()
 
     def problem(self) -> str | None:
         if self.uploads.failure is not None:
