@@ -1,18 +1,22 @@
 """Sharded images: the streaming data set, its loader, and the checks before a run reads them."""
 
 import json
+import os
+import signal
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from composer.utils import dist
 from PIL import Image
 from streaming import StreamingDataLoader, StreamingDataset
 from streaming.base.storage import CloudDownloader
-from streaming.base.util import clean_stale_shared_memory
 
 from recipe.storage.places import MissingError, open_place
+from recipe.training.shared_memory import clear_stale
 
 INDEX = "index.json"
 STATISTICS = "stats.json"
@@ -198,7 +202,9 @@ def training_loader(config: Any, device_batch_size: int) -> StreamingDataLoader:
     """The loader of a run. The order of the samples depends on the seed and `num_canonical_nodes`, not on the ranks."""
     data = config.data
     if data.remote is not None:
-        clean_stale_shared_memory()  # a killed run leaves its claim on the cache folder in /dev/shm
+        if dist.get_local_rank() == 0:  # a killed run leaves its claim on the cache folder
+            clear_stale(data.local)
+        dist.barrier()
     dataset = ImageDataset(
         img_resolution=config.model.img_resolution,
         img_channels=config.model.img_channels,
@@ -219,4 +225,22 @@ def training_loader(config: Any, device_batch_size: int) -> StreamingDataLoader:
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
+        worker_init_fn=end_only_with_rank,
     )
+
+
+def end_only_with_rank(worker: int) -> None:
+    """Let a loader's worker obey SIGTERM from its rank alone.
+
+    Slurm and terminals signal all processes of a job, but a rank that was told to stop still needs its worker to finish
+    the batch and save.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_rank, daemon=True, name="signals").start()
+
+
+def _wait_for_rank() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
