@@ -180,8 +180,13 @@ requeue() {
   fi
 }
 
+# Whether a node does not answer, or came up anew while the job ran. Slurm would find out minutes later.
 node_is_lost() {
-  ! timeout 60 srun --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 true 2>/dev/null
+  local start newest
+  if ! timeout 60 srun --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 true 2>/dev/null; then return 0; fi
+  start=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* StartTime=\([^ ]*\).*/\1/p')
+  newest=$(scontrol show node -o "$SLURM_JOB_NODELIST" | sed -n 's/.*SlurmdStartTime=\([^ ]*\).*/\1/p' | sort | tail -n 1)
+  [[ $newest > $start ]]
 }
 
 in_slurm() {
@@ -197,7 +202,7 @@ in_slurm() {
     "$SAVED") requeue "stopped and saved" ;;
     *)
       if node_is_lost; then
-        requeue "a node does not answer"
+        requeue "a node was lost"
       elif [ "${SLURM_RESTART_COUNT:-0}" -lt "${RESTARTS:-0}" ]; then
         requeue "failed with status $status, start again ($((${SLURM_RESTART_COUNT:-0} + 1)) of ${RESTARTS:-0} restarts)"
       else

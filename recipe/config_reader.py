@@ -39,12 +39,21 @@ def read_config(arguments: Sequence[str]) -> Config:
 
 
 def read_or_exit(arguments: Sequence[str], command: str) -> Config:
-    """`read_config` for a command: prints the usage or the problems and exits with status 2."""
+    """`read_config` for a command: prints the usage or the problems and exits with status 2.
+
+    WORLD_SIZE, which launchers set, must fit the configuration too.
+    """
+    from recipe.config_rules import broken_rules_of_world
+
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
         print(f"usage: recipe/{command} CONFIG.yaml [MORE.yaml ...] [key=value ...]", file=sys.stderr)
         sys.exit(0 if arguments else USAGE_ERROR)
     try:
-        return read_config(arguments)
+        config = read_config(arguments)
+        problems = list(broken_rules_of_world(config, int(os.environ.get("WORLD_SIZE", "1"))))
+        if problems:
+            raise ConfigError(problems)
+        return config
     except ConfigError as error:
         exit_with(command, error)
 

@@ -8,20 +8,14 @@ SIGTERM or SIGUSR1 to any rank: all finish the batch, save, and the run ends.
 Exit status: 0 done, 2 bad input, 75 stopped by a signal and saved (start it again), 1 anything else.
 """
 
-import os
 import sys
 
-from recipe.config_problems import ConfigError
 from recipe.config_reader import exit_with, read_or_exit
-from recipe.config_rules import broken_rules_of_world
 
 
 def main() -> None:
-    config = read_or_exit(sys.argv[1:], "train.py")
     # Bad input must end here: torch, Composer and the process group come after.
-    problems = list(broken_rules_of_world(config, int(os.environ.get("WORLD_SIZE", "1"))))
-    if problems:
-        exit_with("train.py", ConfigError(problems))
+    config = read_or_exit(sys.argv[1:], "train.py")
     if config.dry_run:
         from recipe.training.plan import print_plan
 

@@ -13,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from fault_proxy import FaultProxy
     from object_store import ObjectStore
+    from slurm_cluster import SlurmCluster
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +56,16 @@ def fault_proxy(object_store: "ObjectStore", monkeypatch: pytest.MonkeyPatch) ->
         for name, value in environment(proxy.endpoint).items():
             monkeypatch.setenv(name, value)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator["SlurmCluster"]:
+    """A real Slurm cluster of two nodes; skips where none can be started."""
+    from slurm_cluster import SlurmCluster, reason_to_skip
+
+    reason = reason_to_skip()
+    if reason is not None:
+        pytest.skip(reason)
+    cluster = SlurmCluster()
+    yield cluster
+    cluster.close()
