@@ -52,7 +52,7 @@ pass_variables() {
   while read -r name; do
     case $name in
       AWS_CA_BUNDLE | AWS_CONFIG_FILE | AWS_*_FILE) mount_named_file "$name"; options+=(--env "$name") ;;
-      AWS_* | S3_ENDPOINT_URL | WANDB_* | MLFLOW_TRACKING_* | NCCL_*) options+=(--env "$name") ;;
+      AWS_* | S3_ENDPOINT_URL | WANDB_* | MLFLOW_TRACKING_* | NCCL_* | OMP_NUM_THREADS) options+=(--env "$name") ;;
     esac
   done < <(compgen -e)
 }
@@ -85,7 +85,9 @@ pass_user() {
 
 engine=$(find_engine)
 # Its own /dev/shm, large enough for data loaders and NCCL: two runs on a host do not meet there.
-options=(--rm --shm-size "${SHM_SIZE:-16g}" --stop-timeout "${STOP_SECONDS:-300}")
+options=(--shm-size "${SHM_SIZE:-16g}" --stop-timeout "${STOP_SECONDS:-300}")
+# A detached container stays, to be looked at with "docker logs" and started again with "docker start".
+if [[ " ${given[*]} " != *" --detach "* && " ${given[*]} " != *" -d "* ]]; then options+=(--rm); fi
 mount_folder DATA_FOLDER "${DATA_FOLDER:-$here/data}" /opt/edm2/data
 mount_folder RUNS_FOLDER "${RUNS_FOLDER:-$here/runs}" /opt/edm2/runs
 pass_variables

@@ -99,6 +99,7 @@ def check_shared_memory() -> str:
 
 def check_gpus() -> str:
     import torch
+    from torch.version import cuda
 
     if not torch.cuda.is_available():
         raise Note("none is visible: training would run on the CPU. To see the host's, start with --gpus all")
@@ -108,7 +109,7 @@ def check_gpus() -> str:
         if not bool((ones @ ones == 256).all()):
             raise Failure(f"GPU {index} ({torch.cuda.get_device_name(index)}) multiplies wrongly")
         names.append(torch.cuda.get_device_name(index))
-    return f"{len(names)} with CUDA {torch.version.cuda}: {', '.join(names)}"
+    return f"{len(names)} with CUDA {cuda}: {', '.join(names)}"
 
 
 CHECKS: dict[str, Callable[[], str]] = {

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 METADATA = ".metadata"
 
@@ -26,7 +26,7 @@ _DCP = [
 ]  # fmt: skip
 ALLOWED = frozenset(
     # What checkpoints of this recipe name, and the other number types of torch. Each is harmless whatever it is called
-    # with: never add what calls or unpickles an argument, such as torch.storage._load_from_bytes or getattr.
+    # with: never add what calls or unpickles an argument, such as torch.storage._load_from_bytes or getattr (but: _GETATTR).
     {
         ("_codecs", "encode"),  # how protocol 2 writes bytes
         ("collections", "OrderedDict"),
@@ -48,6 +48,8 @@ ALLOWED = frozenset(
     | {("torch", name) for name in _DTYPES}
     | {("torch.distributed.checkpoint.metadata", name) for name in _DCP}
 )
+_ENUM = ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING")
+_GETATTR = ("builtins", "getattr")  # how Python 3.11.0 to 3.11.3 pickle a member of it; allowed for nothing else
 
 
 class UntrustedPickle(ValueError):
@@ -181,6 +183,29 @@ class _Inert:
         pass
 
 
+class _InertEnum(_Inert):
+    pass
+
+
+class _InertMember(_Inert):
+    """Stands for getattr, which may name members of the one enumeration in checkpoints."""
+
+    def __new__(cls, kind: Any, name: Any) -> "_InertMember":
+        if not (isinstance(kind, type) and issubclass(kind, _InertEnum) and _is_member(name)):
+            raise _Foreign(".".join(_GETATTR))
+        return object.__new__(cls)
+
+
+def _is_member(name: Any) -> bool:
+    return isinstance(name, str) and name in _MEM_FORMAT_ENCODING.__members__
+
+
+def _member(kind: Any, name: Any) -> _MEM_FORMAT_ENCODING:
+    if kind is not _MEM_FORMAT_ENCODING or not _is_member(name):
+        raise UntrustedPickle(f"its pickle names {'.'.join(_GETATTR)}, which no checkpoint needs")
+    return kind[name]
+
+
 class _Foreign(Exception):
     pass
 
@@ -189,9 +214,11 @@ class _Simulator(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
     """Goes through a pickle and makes nothing but inert objects and plain values."""
 
     def find_class(self, module: Any, name: Any) -> type:
-        if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in ALLOWED:
+        known = isinstance(module, str) and isinstance(name, str) and (module, name) in ALLOWED | {_GETATTR}
+        if not known:
             raise _Foreign(f"{module}.{name}")
-        return type("Inert", (_Inert,), {})
+        kinds = {_ENUM: _InertEnum, _GETATTR: _InertMember}
+        return type("Inert", (kinds.get((module, name), _Inert),), {})
 
     def get_extension(self, code: int) -> None:
         raise _Foreign(f"extension code {code}")
@@ -228,6 +255,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
     """Knows the allowed globals only."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == _GETATTR:
+            return _member
         if (module, name) not in ALLOWED:
             raise UntrustedPickle(f"its pickle names {module}.{name}, which no checkpoint needs")
         return super().find_class(module, name)
