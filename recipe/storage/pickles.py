@@ -26,7 +26,7 @@ _DCP = [
 ]  # fmt: skip
 ALLOWED = frozenset(
     # What checkpoints of this recipe name, and the other number types of torch. Each is harmless whatever it is called
-    # with: never add what calls or unpickles an argument, such as torch.storage._load_from_bytes or getattr (but: _GETATTR).
+    # with: never add what calls or unpickles an argument, such as torch.storage._load_from_bytes, or getattr as such.
     {
         ("_codecs", "encode"),  # how protocol 2 writes bytes
         ("collections", "OrderedDict"),
