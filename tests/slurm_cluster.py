@@ -226,7 +226,7 @@ def wait_for(condition: Callable[[], object], what: str, timeout: float) -> None
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"not in {timeout} s: {what}"
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def _signal(pid: int, number: int) -> None:
