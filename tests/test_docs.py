@@ -29,6 +29,12 @@ RUN_BY = {
     r"launch/array_eval\.sh .*": "test_launch.py::test_samples_by_many_lengths",
     r"composer -n 2 recipe/train\.py .*": "test_launch.py::by_composer",
     r"torchrun --nproc-per-node=2 recipe/train\.py .*": "test_launch.py::test_torchrun",
+    r"\./launch/docker_build\.sh.*": "test_image.py::built",
+    r"\./launch/docker_run\.sh self-check": "test_image.py::test_examines_itself",
+    r"\./launch/docker_run\.sh python recipe/prepare\.py digits .*": "test_image.py::built",
+    r"\./launch/docker_run\.sh composer -n 2 .*": "test_image.py::test_trains_without_network_as_any_user",
+    r"\./launch/docker_run\.sh python recipe/fetch\.py .*": "test_image.py::test_saves_to_s3_and_fetches",
+    r"docker (stop|start) .*": "test_image.py::test_stops_and_goes_on",
 }
 """What a command looks like: the test, or its fixture, that runs one like it."""
 

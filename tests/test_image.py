@@ -91,7 +91,7 @@ def test_trains_without_network_as_any_user(built: Builder):
     assert {(path.stat().st_uid, path.stat().st_gid) for path in files} == {(4321, 8765)}
 
 
-def test_saves_to_object_storage_and_fetches_from_it(built: Builder, object_store: ObjectStore):
+def test_saves_to_s3_and_fetches(built: Builder, object_store: ObjectStore):
     """The credentials are those of this process's environment; nothing but their names is on a command line."""
     address = f"s3://{object_store.bucket}/from-the-image"
     host = ["--network", "host"]
