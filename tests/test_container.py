@@ -198,11 +198,11 @@ def test_entrypoint_ends_as_the_command(command: list[str], status: int):
 # A launcher that dies of signals, as Composer's does, two ranks that save, each with a loader that must not be told.
 LAUNCHER = """
 import os, subprocess, sys
-loader = 'import time; print("loading", flush=True); time.sleep(60)'
+loader = 'import os, time; os.write(1, b"loading" + bytes([10])); time.sleep(60)'
 rank = f'''
-import signal, subprocess, sys
+import os, signal, subprocess, sys
 def save(number, frame):
-    print(f"saved on {{number}}", flush=True)
+    os.write(1, f"saved on {{number}}".encode() + bytes([10]))  # at once, so that the ranks' lines do not mix
     loader.kill()
     sys.exit(75)
 signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGUSR1, save)
