@@ -195,7 +195,7 @@ def test_entrypoint_ends_as_the_command(command: list[str], status: int):
         assert done.stderr.startswith(f"entrypoint.py: {command[0]}: ") and len(done.stderr.splitlines()) == 1
 
 
-# A launcher that dies of signals, as Composer's does, two ranks that save, each with a loader that must not be told.
+# A launcher that dies of signals, two ranks that save, each with a loader that must not be told.
 LAUNCHER = """
 import os, subprocess, sys
 loader = 'import os, time; os.write(1, b"loading" + bytes([10])); time.sleep(60)'
