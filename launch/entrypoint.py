@@ -4,8 +4,8 @@
     docker run IMAGE composer recipe/train.py yamls/edm2.yaml   # or any other command
 
 `docker stop` sends SIGTERM to the first process alone. Composer's launcher would hand it on, but kill the ranks after
-30 seconds, saved or not; and it dies of SIGUSR1. So the signal goes to the ranks, which finish the batch and save, for as
-long as docker waits; the launcher then ends with their exit status, 75, and so does the container. Commands without
+30 seconds, saved or not; and it dies of SIGUSR1. So the signal goes to the ranks, which finish the batch and save, for
+as long as docker waits; the launcher then ends with their exit status, 75, and so does the container. Commands without
 ranks get the signal themselves. Runs without the packages, because it must answer from the first moment on.
 """
 
