@@ -22,6 +22,7 @@ find_root() {
   local command="" folder
   if [ -n "${SLURM_JOB_ID:-}" ]; then
     command=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=\(\/[^ ]*\).*/\1/p')
+    command=${command%%$'\n'*}  # the number of an array's last task is that of the array: Slurm lists all tasks
   fi
   for folder in "$(dirname "${BASH_SOURCE[0]}")/.." "${command%/*}/.." "${SLURM_SUBMIT_DIR:-.}"; do
     if [ -f "$folder/recipe/sample.py" ]; then cd "$folder" && pwd && return; fi

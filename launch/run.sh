@@ -117,8 +117,8 @@ build_launcher() {
   fi
 }
 
-# Run the launcher of one node to its end. The launcher itself would die of a signal and leave its ranks alone: it
-# ignores them, and they go to the ranks, again and again, as a rank that is still importing does not listen yet.
+# Run the launcher of one node to its end. The launcher itself dies of SIGUSR1, and of SIGTERM kills its ranks after 30
+# seconds, saved or not. So the ranks are told, again and again, as a rank that is still importing does not listen yet.
 on_node() {
   local launcher child stopping="" status=0
   build_launcher
@@ -126,7 +126,8 @@ on_node() {
     local first=$((SLURM_NODEID * RANKS_PER_NODE))
     exec 3>&2 >>"$logs/rank$first.out" 2>>"$logs/rank$first.err"
   fi
-  trap stopping=yes TERM USR1 INT
+  trap stopping=yes TERM USR1
+  trap 'if [ -n "$stopping" ]; then kill -KILL -- "-$child"; fi; stopping=yes' INT  # Ctrl-C twice: at once
   set -m  # a process group of its own
   (trap '' TERM USR1; exec "${launcher[@]}" "$@") &
   child=$!
@@ -151,7 +152,8 @@ on_node() {
 
 # One launcher per node; its status is 2 if any node's was: the others only lost their peers.
 on_all_nodes() {
-  local step=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --overlap --wait="$WAIT" --kill-on-bad-exit=0)
+  local step=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --overlap)
+  step+=(--export=ALL --wait="$WAIT" --kill-on-bad-exit=0)
   local script=$root/launch/run.sh child status=0
   if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then step+=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
   if [ "${CONTAINER_RUNTIME:-}" = pyxis ] && [ -n "${CONTAINER:-}" ]; then
@@ -180,17 +182,18 @@ requeue() {
   fi
 }
 
-# Whether a node does not answer, or came up anew while the job ran. Slurm would find out minutes later.
+# When each node's daemon began: a node that came up anew while the job ran has lost its ranks.
+node_starts() { scontrol show node -o "$SLURM_JOB_NODELIST" 2>/dev/null | grep -o 'SlurmdStartTime=[^ ]*' || true; }
+
+# Slurm itself finds out minutes later, or not at all if the node is back by then.
 node_is_lost() {
-  local start newest
-  if ! timeout 60 srun --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 true 2>/dev/null; then return 0; fi
-  start=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* StartTime=\([^ ]*\).*/\1/p')
-  newest=$(scontrol show node -o "$SLURM_JOB_NODELIST" | sed -n 's/.*SlurmdStartTime=\([^ ]*\).*/\1/p' | sort | tail -n 1)
-  [[ $newest > $start ]]
+  local probe=(srun --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 true)
+  ! timeout 60 "${probe[@]}" 2>/dev/null || [ "$(node_starts)" != "$1" ]
 }
 
 in_slurm() {
-  local status=0
+  local status=0 starts
+  starts=$(node_starts)
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   MASTER_PORT=$((12000 + SLURM_JOB_ID % 20000))  # two jobs on a node differ; below the ports that systems hand out
   export MASTER_ADDR MASTER_PORT RANKS_PER_NODE
@@ -201,7 +204,7 @@ in_slurm() {
     0 | "$MISTAKE") ;;
     "$SAVED") requeue "stopped and saved" ;;
     *)
-      if node_is_lost; then
+      if node_is_lost "$starts"; then
         requeue "a node was lost"
       elif [ "${SLURM_RESTART_COUNT:-0}" -lt "${RESTARTS:-0}" ]; then
         requeue "failed with status $status, start again ($((${SLURM_RESTART_COUNT:-0} + 1)) of ${RESTARTS:-0} restarts)"
@@ -228,6 +231,7 @@ main() {
     rm -rf -- "$TMPDIR"
     return "$status"
   fi
+  if ! [[ ${RESTARTS:-0} =~ ^[0-9]+$ ]]; then refuse "RESTARTS = $RESTARTS: must be a whole number; fix: RESTARTS=3"; fi
   check_allocation
   RANKS_PER_NODE=$(ranks_per_node)
   check_config "$@"

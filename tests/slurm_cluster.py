@@ -53,7 +53,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
-KillWait=40
+KillWait=15
 SlurmdTimeout={timeout}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -106,6 +106,7 @@ class SlurmCluster:
         (self.root / "nsswitch").write_text(re.sub("(?m)^hosts:.*", "hosts: files", names))  # no DNS on the nodes
         self.environment = {"SLURM_CONF": str(self.config)}
         self._daemons: dict[str, subprocess.Popen] = {}
+        self._pending: dict[str, float] = {}  # since when a job waits
         try:
             self._start_munge()
             self._start("slurmctld", "slurmctld", "-D")
@@ -164,6 +165,12 @@ class SlurmCluster:
             time.sleep(0.05)
         del self._daemons[node]
 
+    def restart_daemon(self, node: str) -> None:
+        """End a node's slurmd, not what it has started, and start it again in a namespace of its own."""
+        self._daemons[node].kill()
+        self._daemons.pop(node).wait()
+        self.start_node(node)
+
     def run(self, *command: str, check: bool = True, timeout: float = 60, **env: str) -> str:
         """What a command of Slurm prints."""
         done = subprocess.run(
@@ -200,8 +207,13 @@ class SlurmCluster:
         return self.job(job).get("JobState", "")
 
     def release(self, job: str) -> None:
-        """Let a requeued job start now: Slurm holds it for two minutes."""
-        if self.state(job) == "PENDING":
+        """Let a requeued job start: Slurm holds it for two minutes, of which some seconds are needed.
+
+        Sooner than that a node takes it for its earlier start ("job credential revoked"), and the job fails.
+        """
+        if self.state(job) != "PENDING":
+            self._pending.pop(job, None)
+        elif time.monotonic() > self._pending.setdefault(job, time.monotonic()) + 4:
             self.run("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
 
     def logs(self) -> str:

@@ -63,12 +63,9 @@ def on_two_machines(*lines: list[str]) -> list[list[str]]:
 
 
 def test_composer_by_hand_on_two_machines(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
+    start = [str(BIN / "composer"), "-n", "1", "--world_size", "2"]
     meet = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    lines = [
-        [str(BIN / "composer"), "-n", "1", "--world_size", "2", "--node_rank", str(node), *meet]
-        + [TRAIN, *arguments(digits, tmp_path / "run")]
-        for node in (0, 1)
-    ]
+    lines = [[*start, "--node_rank", str(node), *meet, TRAIN, *arguments(digits, tmp_path / "run")] for node in (0, 1)]
     with started(on_two_machines(*lines), tmp_path / "log") as processes:
         assert [process.wait(timeout=SECONDS) for process in processes] == [0, 0], (tmp_path / "log").read_text()
     assert snapshots(tmp_path / "run") == by_composer

@@ -6,8 +6,10 @@ Apptainer nor Pyxis is installed here. The real Slurm is in test_slurm.py and te
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,20 @@ def test_one_machine(programs: StandIns):
     assert "--world_size" not in found and "--master_port" not in found
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_reach_the_ranks(number: int, programs: StandIns):
+    """The launcher's stand-in is its own rank: it listens only after a while, and saves when it is told to."""
+    start = f"import signal, sys, time\nopen({str(programs.record)!r}, 'w').close()\ntime.sleep(1)"
+    listen = "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\ntime.sleep(60)"
+    programs.write("composer", f"#!{sys.executable}\n{start}\n{listen}\n")
+    process = subprocess.Popen([RUN, CONFIG], cwd=ROOT, env=os.environ | programs.environment)
+    while not programs.record.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 75
+
+
 @pytest.mark.parametrize("gpus", [0, 3])
 def test_ranks_are_the_gpus(gpus: int, programs: StandIns):
     programs.writing_down("composer")
@@ -146,7 +162,7 @@ def test_pyxis(programs: StandIns):
         ([RUN], {}, "usage: recipe/config.py CONFIG.yaml"),
         ([RUN, "nowhere.yaml"], {}, "nowhere.yaml: no such file"),
         ([RUN, "yamls"], {}, "is a folder, not a YAML file"),
-        ([RUN, CONFIG], {"RANKS_PER_NODE": "3"}, "global_batch_size = 64: must be a multiple of the number of ranks, 3"),
+        ([RUN, CONFIG], {"RANKS_PER_NODE": "3"}, "must be a multiple of the number of ranks, 3"),
         ([RUN, CONFIG], {"RANKS_PER_NODE": "two"}, "RANKS_PER_NODE = two: must be a whole number above 0; fix: "),
         ([RUN, CONFIG], {"RANKS_PER_NODE": "0"}, "RANKS_PER_NODE = 0: must be a whole number above 0; fix: "),
         ([RUN, CONFIG], {"VENV": "/nowhere"}, "/nowhere/bin/composer: no such program; fix: launch/install.sh"),
@@ -156,13 +172,13 @@ def test_pyxis(programs: StandIns):
         ([RUN, CONFIG], IN_A_JOB | {"SLURM_TASKS_PER_NODE": "8(x3)"}, "= 8(x3): must be 1 on every node"),
         ([RUN, CONFIG], IN_A_JOB | {"SLURM_TASKS_PER_NODE": "1(x2),2"}, "= 1(x2),2: must be 1 on every node"),
         ([RUN, CONFIG], IN_A_JOB | {"SLURM_GPUS": "h100:20"}, "must be the same number on each of 3 nodes"),
+        ([RUN, CONFIG], {"RESTARTS": "often"}, "RESTARTS = often: must be a whole number; fix: "),
         ([EVAL], {}, "usage: array_eval.sh RUN LENGTHS"),
         ([EVAL, "nowhere", "0.1"], {}, "nowhere: no such folder; fix: name a run"),
         ([EVAL, "yamls", "0.1", "--seeds", "0"], {"VENV": "/nowhere"}, "/nowhere/bin/python: no such program; fix: "),
         ([EVAL, "yamls", "0.1,x"], {}, "array_eval.sh: '0.1,x' is not a list of numbers and ranges"),
         ([EVAL, "yamls", "0.1,0.5"], {}, "lengths must be above 0 and below 12^-0.5"),
-        ([EVAL, "yamls", "0.1"], {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_COUNT": "2"},
-         "must be all of a range; fix: --array=0-1"),
+        ([EVAL, "yamls", "0.1"], {"SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_COUNT": "2"}, "fix: --array=0-1"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )  # fmt: skip

@@ -224,19 +224,11 @@ def told_to_stop(rank: int) -> bool:
 
 def test_samples_by_many_lengths(cluster: SlurmCluster, undisturbed: Place, tmp_path: Path):
     """launch/array_eval.sh: the lengths are dealt out to two tasks."""
-    line = [
-        ROOT / "launch" / "array_eval.sh",
-        undisturbed.address,
-        "0.08,0.1:0.12:0.02",
-        "--seeds",
-        "0-3",
-        "--steps",
-        "3",
-    ]
-    job = cluster.submit("--array=0-1", *line, folder=tmp_path, OUT=str(tmp_path / "out"), TMPDIR=str(tmp_path))
-    wait_for(
-        lambda: not cluster.run("squeue", "--noheader", f"--jobs={job}", check=False), "both tasks", EXPECTED_SECONDS
-    )
+    line = [ROOT / "launch" / "array_eval.sh", undisturbed.address, "0.08,0.1:0.12:0.02"]
+    env = {"OUT": str(tmp_path / "out"), "TMPDIR": str(tmp_path)}
+    job = cluster.submit("--array=0-1", *line, "--seeds", "0-3", "--steps", "3", folder=tmp_path, **env)
+    wait_for(lambda: cluster.run("squeue", "--noheader") == "", "both tasks", EXPECTED_SECONDS)
+    assert {cluster.state(f"{job}_{task}") for task in (0, 1)} == {"COMPLETED"}
     text = "".join(path.read_text() for path in tmp_path.glob("*.out"))
     for length in ("0.080", "0.100", "0.120"):
         assert (tmp_path / "out" / f"{length}.png").is_file(), text

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 SCRIPT = ROOT / "launch" / "run.sh"
 CONFIG = str(ROOT / "yamls" / "edm2.yaml")
-SECONDS = 60
+SECONDS = 100
 
 STAND_IN = """#!{python}
 import json, os, pathlib, signal, sys, time
@@ -54,9 +54,10 @@ def write_stand_in(folder: Path, action: str) -> dict[str, str]:
     return {"VENV": str(folder), "RECORD": str(folder), "TMPDIR": str(folder)}
 
 
-def submit(cluster: SlurmCluster, folder: Path, action: str, **env: str) -> str:
+def submit(cluster: SlurmCluster, folder: Path, action: str, *options: str, **env: str) -> str:
     """The id of a new job on both nodes."""
-    return cluster.submit("--nodes=2", SCRIPT, CONFIG, folder=folder, **write_stand_in(folder, action) | env)
+    line = ("--nodes=2", *options, SCRIPT, CONFIG)
+    return cluster.submit(*line, folder=folder, **write_stand_in(folder, action) | env)
 
 
 def wait_for_start(folder: Path) -> None:
@@ -68,7 +69,7 @@ def output(folder: Path, job: str) -> str:
 
 
 def test_launchers_arguments(cluster: SlurmCluster, stand_in: Path):
-    job = submit(cluster, stand_in, "pass", RANKS_PER_NODE="4")
+    job = submit(cluster, stand_in, "pass", "--exclusive", "--cpus-per-task=2", RANKS_PER_NODE="4")
     assert cluster.finish(job, SECONDS) == "COMPLETED", output(stand_in, job)
     port, logs = str(12000 + int(job) % 20000), stand_in / "logs" / job
     folders = set()
@@ -93,6 +94,16 @@ def test_failure_is_told_and_not_repeated(cluster: SlurmCluster, stand_in: Path)
     text = output(stand_in, job)
     assert "failed with status 7" in text
     assert text.split("node 1 ended with status 7")[1].count("out of cheese") >= 1  # what only its file would show
+
+
+def test_node_that_came_up_anew_is_a_lost_node(cluster: SlurmCluster, stand_in: Path):
+    """The first start fails after the daemon of its second node was started again; it is not to blame."""
+    job = submit(cluster, stand_in, "if start == '0':\n    time.sleep(8)\n    sys.exit(7)")
+    wait_for_start(stand_in)
+    cluster.restart_daemon("n2")
+    assert cluster.finish(job, SECONDS) == "COMPLETED", output(stand_in, job)
+    assert cluster.job(job)["Restarts"] == "1"
+    assert "a node was lost; the job is RUNNING" in output(stand_in, job)
 
 
 def test_failure_is_repeated_if_wanted(cluster: SlurmCluster, stand_in: Path):
