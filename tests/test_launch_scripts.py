@@ -93,11 +93,14 @@ def test_signals_reach_the_ranks(number: int, programs: StandIns):
     listen = "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\ntime.sleep(60)"
     programs.write("composer", f"#!{sys.executable}\n{start}\n{listen}\n")
     process = subprocess.Popen([RUN, CONFIG], cwd=ROOT, env=os.environ | programs.environment)
-    while not programs.record.exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == 75
+    try:
+        while not programs.record.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 75
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("gpus", [0, 3])
