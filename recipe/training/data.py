@@ -1,5 +1,6 @@
 """Sharded images: the streaming data set, its loader, and the checks before a run reads them."""
 
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -28,7 +29,8 @@ class DataError(ValueError):
 
 
 class ImageDataset(StreamingDataset):
-    """Labelled images from MDS shards with the columns `image` (png, or a uint8 array [C, H, W]) and `label` (int).
+    """Labelled images from MDS shards with the columns `image` (png, bytes of a WebP file, or a uint8 array [C, H, W])
+    and `label` (int).
 
     A sample is a dict: `image` uint8 [C, H, W], `label` int64 [] (-1 if `label_dim` is 0), `id` int64 [], its number in
     the data set, which keys everything random about it.
@@ -73,7 +75,9 @@ class ImageDataset(StreamingDataset):
 
 
 def _channels_first(image: Any) -> np.ndarray:
-    """A uint8 array [C, H, W] from what a shard holds."""
+    """A uint8 array [C, H, W] from what a shard holds; bytes are a WebP file."""
+    if isinstance(image, bytes):
+        image = Image.open(io.BytesIO(image), formats=["WEBP"])
     if isinstance(image, Image.Image):
         array = np.array(image)  # a copy: Pillow's own buffer is read-only
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
