@@ -5,12 +5,10 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 
 from commands import assert_refused, command_line, run, train_arguments
-from recipe.prepare import embedded_digits, finished_work, prepare, statistics, write_shards
+from recipe.preparation.digits import embedded_digits
 from recipe.training.data import (
     DataError,
     ImageDataset,
@@ -28,69 +26,12 @@ def copy_of(digits: Path, tmp_path: Path) -> Path:
     return shutil.copytree(digits, tmp_path / "shards")
 
 
-def test_digits_are_real_padded_or_reduced():
-    large, labels = embedded_digits(32)
-    assert large.shape == (5000, 1, 32, 32)
-    assert large.dtype == np.uint8
-    assert np.bincount(labels).tolist() == [500] * 10
-    assert not large[:, :, :2].any()  # padding
-    assert large.max() == 255
-    small, _ = embedded_digits(16)
-    box = large.reshape(5000, 1, 16, 2, 16, 2).mean(axis=(3, 5))
-    assert np.abs(small - box).max() <= 1  # Pillow rounds after each of its two passes
-
-
-@pytest.mark.parametrize("encoding", ["png", "raw"])
-def test_round_trip_through_shards(tmp_path: Path, encoding: str):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (20, 3, 8, 8), dtype=np.uint8)
-    write_shards(zip(images, range(20), strict=True), tmp_path / "shards", encoding)
-    dataset = ImageDataset(
-        img_resolution=8, img_channels=3, label_dim=20, local=str(tmp_path / "shards"), batch_size=4, shuffle=False
-    )
-    for index, image in enumerate(images):
-        sample = dataset[index]
-        assert sample["image"].dtype == torch.uint8
-        assert torch.equal(sample["image"], torch.from_numpy(image))
-        assert (sample["label"].item(), sample["id"].item()) == (index, index)
-
-
 def test_statistics(digits: Path):
-    images, labels = embedded_digits(8)
+    images, _ = embedded_digits(8)
     noted = read_statistics(str(digits))
     assert noted["img_resolution"] == 8
     assert noted["images_per_class"] == {str(label): 500 for label in range(10)}
     assert noted["sigma_data"] == pytest.approx((images / 127.5 - 1).std())
-    assert statistics(images[:10], labels[:10])["num_images"] == 10
-
-
-def test_preparing_again_keeps_finished_work_and_refuses_other_work(digits: Path, tmp_path: Path):
-    shards = copy_of(digits, tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
-    again = run(command_line("prepare.py", "digits", "--out", shards, "--resolution", 8))
-    assert again.returncode == 0
-    assert "already holds 5000 images of 1x8x8" in again.stdout
-    assert_refused(
-        run(command_line("prepare.py", "digits", "--out", shards, "--resolution", 16)), str(shards), "delete"
-    )
-    assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == before
-
-
-def test_interrupted_preparation_leaves_nothing_that_looks_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    out = tmp_path / "digits"
-
-    def write_half(samples, folder: Path, encoding: str) -> None:
-        write_shards(list(samples)[:100], folder, encoding)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("recipe.prepare.write_shards", write_half)
-        with pytest.raises(KeyboardInterrupt):
-            prepare("digits", out, 8, "png")
-    assert finished_work(out, "digits", 8, "png") is None
-    prepare("digits", out, 8, "png")
-    assert check_shards(str(out)) == 5000
-    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
 def test_whole_shards_are_accepted(digits: Path):
