@@ -18,6 +18,7 @@ def broken_rules(config: Config) -> Iterator[Problem]:
     yield from _network(config)
     yield from _averages(config)
     yield from _places(config)
+    yield from _data(config)
     yield from _planning(config)
     if config.samples.interval is not None and config.samples.guidance != 1 and config.loss.label_dropout == 0:
         yield Problem("samples.guidance", str(config.samples.guidance),
@@ -134,7 +135,25 @@ def _places(config: Config) -> Iterator[Problem]:
     if config.checkpoints.keep == 0:
         yield Problem("checkpoints.keep", "0", "must be -1 (all) or at least 1: nothing can resume without one",
                       "use 2")  # fmt: skip
-    limit = config.data.cache_limit
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    data = config.data
+    if data.streams is None and data.local is None:
+        yield Problem("data.local", None, "is missing",
+                      "set data.local, for example 'data/digits', or data.streams for several data sets")  # fmt: skip
+    for key in ("local", "remote") if data.streams is not None else ():
+        if getattr(data, key) is not None:
+            yield Problem(f"data.{key}", getattr(data, key), "cannot be set together with data.streams",
+                          f"set data.{key}=null, or data.streams=null")  # fmt: skip
+    folders = [stream.local.rstrip("/") for stream in data.streams or []]
+    if len(set(folders)) < len(folders):
+        yield Problem("data.streams", str(folders), "must not name a local folder twice",
+                      "give each stream a folder of its own")  # fmt: skip
+    if data.class_balanced and data.streams is not None:
+        yield Problem("data.class_balanced", "true", "is not possible with data.streams, whose proportions say what is "
+                      "drawn", "set data.class_balanced=false or data.streams=null")  # fmt: skip
+    limit = data.cache_limit
     if limit is not None and not re.fullmatch(r"\d+(\.\d+)?(b|kb|mb|gb|tb|pb)", limit.lower()):
         yield Problem("data.cache_limit", repr(limit), "must be a size in b, kb, mb, gb, tb or pb",
                       "write for example 200gb")  # fmt: skip

@@ -15,9 +15,11 @@ from recipe.training.data import (
     check_data,
     check_shards,
     check_statistics,
+    read_index,
     read_remote,
     read_statistics,
 )
+from recipe.training.shards import Source
 
 NETWORK = {"img_resolution": 8, "img_channels": 1, "label_dim": 10}
 
@@ -83,7 +85,7 @@ DAMAGES = [
 def test_damaged_data_is_named(digits: Path, tmp_path: Path, damage):
     shards = copy_of(digits, tmp_path)
     message = damage(shards)
-    data = SimpleNamespace(local=str(shards), remote=None)
+    data = SimpleNamespace(local=str(shards), remote=None, streams=None)
     config = SimpleNamespace(data=data, model=SimpleNamespace(**NETWORK), global_batch_size=16)
     with pytest.raises(DataError) as error:
         check_data(config)
@@ -106,19 +108,23 @@ def test_unconditional_training_on_labelled_images(digits: Path):
     assert dataset[7]["label"] == -1
 
 
+def remote(address: object) -> Source:
+    return Source("data", "cache", str(address))
+
+
 def test_remote_data_is_described_before_it_is_streamed(digits: Path, tmp_path: Path):
-    assert read_remote(str(digits)) == (5000, read_statistics(str(digits)))
+    assert read_remote(remote(digits)) == (read_index(digits), read_statistics(str(digits)))
     shards = copy_of(digits, tmp_path)
     (shards / "stats.json").unlink()
-    assert read_remote(str(shards)) == (5000, {})
+    assert read_remote(remote(shards)) == (read_index(digits), {})
     with pytest.raises(DataError, match=rf"data\.remote {tmp_path}/none: holds no index\.json"):
-        read_remote(f"{tmp_path}/none")
+        read_remote(remote(f"{tmp_path}/none"))
     with pytest.raises(DataError, match=r"data\.remote nowhere://x: index\.json cannot be read .*credentials"):
-        read_remote("nowhere://x")
+        read_remote(remote("nowhere://x"))
 
 
 def test_less_data_than_a_batch(digits: Path):
-    data = SimpleNamespace(local=str(digits), remote=None)
+    data = SimpleNamespace(local=str(digits), remote=None, streams=None)
     config = SimpleNamespace(data=data, model=SimpleNamespace(**NETWORK), global_batch_size=8192)
     with pytest.raises(DataError, match="5000 images are fewer than global_batch_size 8192"):
         check_data(config)

@@ -17,6 +17,7 @@ from recipe.storage.places import Place, open_place
 from recipe.training.agreement import check_agreement
 from recipe.training.data import check_data
 from recipe.training.folder import PROGRESS, scratch_folder
+from recipe.training.statistics import resolve
 
 CONFIG = "config.yaml"
 
@@ -47,6 +48,7 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
         ValueError: one of DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, RunError.
     """
     samples, statistics = check_data(config)
+    config = resolve(config, statistics)  # the number is stored: other data must not change it on resume
     place = open_place(config.run_folder())
     place.check_access()
     check_space(config)
@@ -95,7 +97,7 @@ def check_space(config: Config) -> None:
     while not folder.exists():
         folder = folder.parent
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Precond(**config.model.network_arguments()).parameters())
+        parameters = sum(parameter.numel() for parameter in Precond(**config.network_arguments()).parameters())
     averages = len(config.ema.sigma_rels)
     checkpoints = 2 if not place.is_local or config.checkpoints.keep < 0 else config.checkpoints.keep + 1
     # weights, Adam's two moments and the averages in float32; the snapshots of two moments

@@ -31,6 +31,7 @@ from recipe.training.model import DiffusionModel
 from recipe.training.preflight import RunError, Start, prepare
 from recipe.training.restore import restore_from
 from recipe.training.sharding import DTYPES, shard_
+from recipe.training.statistics import resolve, whitening_of
 from recipe.training.stopping import GracefulStop, UnsavableError
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ def build_trainer(
     dist.broadcast_object_list(told)
     start = told[0]
     assert start is not None
+    config = resolve(config, start.statistics)
     folder = RunFolder(config)
     if dist.get_local_rank() == 0:
         folder.empty_scratch()
@@ -152,7 +154,9 @@ def build_trainer(
         train_subset_num_batches=start.samples // batch,  # streaming pads what is left to the ranks, perhaps to a batch
         optimizers=optimizer(config, model),
         max_duration=batches(config.duration),
-        algorithms=training_algorithms(config, config.optimizer.rampup.images(batch), dist.get_global_rank()),
+        algorithms=training_algorithms(
+            config, config.optimizer.rampup.images(batch), dist.get_global_rank(), whitening_of(start.statistics)
+        ),
         callbacks=[*writers, Checkpoints(folder, batches(config.checkpoints.interval), config.checkpoints.keep)],
         loggers=loggers(config, folder),
         device=device,
@@ -209,7 +213,7 @@ def build_model(config: Config, device: Device) -> tuple[DiffusionModel, Paralle
     """
     dtype = DTYPES[activations(config, device.name == "gpu")]
     with torch.device("meta"):
-        net = Precond(**config.model.network_arguments(), dtype=dtype)
+        net = Precond(**config.network_arguments(), dtype=dtype)
         model = DiffusionModel(net, config.ema.sigma_rels)
     parallelism = None
     if config.fsdp is not None:
@@ -229,7 +233,7 @@ def callbacks(
         EMASnapshots(
             folder,
             config.ema.snapshot_interval.images(batch, epoch),
-            config.model.network_arguments(),
+            config.network_arguments(),
             DTYPES[config.ema.snapshot_dtype],
             statistics,
             config.ema.snapshot_keep,
