@@ -140,7 +140,7 @@ def _places(config: Config) -> Iterator[Problem]:
 def _data(config: Config) -> Iterator[Problem]:
     data = config.data
     if data.streams is None and data.local is None:
-        yield Problem("data.local", None, "is missing",
+        yield Problem("data.local", None, "is missing, and so is data.streams",
                       "set data.local, for example 'data/digits', or data.streams for several data sets")  # fmt: skip
     for key in ("local", "remote") if data.streams is not None else ():
         if getattr(data, key) is not None:

@@ -27,6 +27,8 @@ SYM6 = (
     0.0017677118642428036, -0.007800708325034148,
 )  # fmt: skip
 _MARGIN = 5  # taps before an image's first pixel
+# The filter is not symmetric: the centre of its weights, not its middle, keeps smooth images where they are.
+_CENTRE = sum(tap * weight for tap, weight in enumerate(SYM6)) / sum(SYM6) - _MARGIN
 
 # Which of the numbers drawn for an image serves what. Never renumber: results would change.
 (
@@ -173,10 +175,10 @@ def resample(images: Tensor, transforms: Transforms, chosen: Tensor) -> Tensor:
     period = torch.cat([period, period.flip(2)], dim=2)
     large = enlarge(enlarge(period).mT).mT  # (M, C, 4H, 4W)
     large = F.pad(large, (0, 1, 0, 1), mode="circular")  # so that the last pixel has a neighbour
-    # Pixel k of the enlarged image lies at (k - 1/2) / 2 of the image's pixels. Both axes count from the centre.
+    # Pixel k of the enlarged image lies at (k - _CENTRE) / 2 of the image's pixels. Both axes count from the centre.
     centre = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=images.device)
     x, y = (
-        (torch.arange(-_MARGIN, 2 * size + _MARGIN, device=images.device) - 0.5) / 2 - (size - 1) / 2
+        (torch.arange(-_MARGIN, 2 * size + _MARGIN, device=images.device) - _CENTRE) / 2 - (size - 1) / 2
         for size in (width, height)
     )
     points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (2H + 10, 2W + 10, 2) of the result
@@ -185,7 +187,7 @@ def resample(images: Tensor, transforms: Transforms, chosen: Tensor) -> Tensor:
     inverse = transforms.inverse()[chosen, None, None]  # (M, 1, 1, 2, 2)
     source = inverse[..., 0] * unshifted[..., :1] + inverse[..., 1] * unshifted[..., 1:] + centre
     periods = torch.tensor([4 * width, 4 * height], device=images.device)
-    pixels = (2 * source + 0.5).remainder(periods)
+    pixels = (2 * source + _CENTRE).remainder(periods)
     sampled = F.grid_sample(large, (pixels / periods * 2 - 1).to(large.dtype), align_corners=True)
     return reduce(reduce(sampled).mT).mT
 
