@@ -109,7 +109,6 @@ class ZipSource(FileSource):
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise PreparationError(f"{path}: is not a whole ZIP file ({error}); copy it again") from None
         self.entries = {entry.filename: _zip_entry(entry) for entry in found}
-        self.file = os.open(path, os.O_RDONLY)
         super().__init__(str(path), {entry.filename: entry.file_size for entry in found}, label_file)
 
     def read_file(self, name: str) -> bytes:
@@ -118,9 +117,11 @@ class ZipSource(FileSource):
             raise ItemError("is encrypted")
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ItemError(f"is compressed by method {method}; only stored and deflated files can be read")
-        header = os.pread(self.file, ZIP_LOCAL_HEADER, offset)
-        start = offset + ZIP_LOCAL_HEADER + int.from_bytes(header[26:28], "little")
-        data = os.pread(self.file, stored, start + int.from_bytes(header[28:30], "little"))
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            header = file.read(ZIP_LOCAL_HEADER)
+            file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
+            data = file.read(stored)
         if method == zipfile.ZIP_DEFLATED:
             try:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
@@ -143,9 +144,8 @@ class TarSource(FileSource):
 
     def __init__(self, path: Path, label_file: Path | None):
         self.path = path
-        self.open_raw = _tar_opener(path)
-        self.opened: tuple[int, IO[bytes]] | None = None
-        compressed = self.open_raw is not open
+        self.unpacker = _unpacker(path)
+        self.stream: tuple[int, IO[bytes]] | None = None
         try:
             with tarfile.open(path) as archive:
                 found = [member for member in archive if not member.isdir()]
@@ -153,25 +153,37 @@ class TarSource(FileSource):
             raise PreparationError(f"{path}: is not a whole tar file ({error}); copy it again") from None
         self.entries = {_plain(member.name): (member.offset_data, member.size, _readable(member)) for member in found}
         ordered = sorted(self.entries, key=lambda name: self.entries[name][0])
-        super().__init__(str(path), {name: self.entries[name][1] for name in ordered}, label_file, ordered=compressed)
+        super().__init__(
+            str(path), {name: self.entries[name][1] for name in ordered}, label_file, self.unpacker is not None
+        )
 
     def read_file(self, name: str) -> bytes:
         offset, size, readable = self.entries[name]
         if not readable:
             raise ItemError("is not a regular file of the tar")
-        if self.opened is None or self.opened[0] != os.getpid():  # each process has a file position of its own
-            self.opened = (os.getpid(), self.open_raw(self.path, "rb"))
         try:
-            self.opened[1].seek(offset)
-            data = self.opened[1].read(size)
+            data = self._unpacked(offset, size) if self.unpacker else self._part(offset, size)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise ItemError(f"is damaged in the tar ({error})") from None
         if len(data) != size:
             raise ItemError("is cut short in the tar")
         return data
 
+    def _part(self, offset: int, size: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
-def _tar_opener(path: Path) -> Any:
+    def _unpacked(self, offset: int, size: int) -> bytes:
+        """The same after decompression, by a stream that each process has for its own and goes on in."""
+        if self.stream is None or self.stream[0] != os.getpid():
+            self.stream = (os.getpid(), self.unpacker(self.path, "rb"))
+        self.stream[1].seek(offset)
+        return self.stream[1].read(size)
+
+
+def _unpacker(path: Path) -> Any:
+    """What opens a compressed tar; None for a plain one."""
     start = b""
     try:
         with open(path, "rb") as file:
@@ -179,7 +191,7 @@ def _tar_opener(path: Path) -> Any:
     except OSError as error:
         raise PreparationError(f"{path}: cannot be read ({error.strerror}); check it") from None
     openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-    return next((opener for magic, opener in openers.items() if start.startswith(magic)), open)
+    return next((opener for magic, opener in openers.items() if start.startswith(magic)), None)
 
 
 def _readable(member: tarfile.TarInfo) -> bool:

@@ -40,7 +40,7 @@ class Item:
 
 
 class Source(abc.ABC):
-    """Pictures in a fixed order. Workers are forked, so `read` must not move a file position that processes share.
+    """Pictures in a fixed order. Workers are forked, so `read` must not use a file position that processes share.
 
     Attributes:
         items: the pictures, in the order in which they are stored.

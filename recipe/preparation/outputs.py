@@ -47,7 +47,7 @@ class Output(abc.ABC):
         self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.scratch.stat().st_uid != os.getuid():
             raise PreparationError(f"{self.scratch}: belongs to another user; set TMPDIR to a folder of your own")
-        self._lock = open(self.scratch / LOCK, "w")  # noqa: SIM115 (held by this process and its forks till they end)
+        self._lock = os.open(self.scratch / LOCK, os.O_RDWR | os.O_CREAT, 0o600)  # held by workers too, till they end
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -64,6 +64,10 @@ class Output(abc.ABC):
         for left in self.scratch.iterdir():
             if left.name != LOCK:
                 shutil.rmtree(left)
+
+    def end(self) -> None:
+        """Let another process have the place."""
+        os.close(self._lock)
 
     @abc.abstractmethod
     def existing(self) -> dict[str, Any] | None:

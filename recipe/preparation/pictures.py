@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from recipe.preparation.items import ItemError, Raw
 
 CROPS = ("center-crop", "center-crop-dhariwal", "none")
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I")
-OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 MAX_16_BITS = 65535
 
@@ -48,7 +48,7 @@ class PictureFormat:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 picture = self._cropped(self._in_mode(upright(raw)))
-            except Image.DecompressionBombWarning:
+            except (Image.DecompressionBombWarning, Image.DecompressionBombError):
                 raise _bomb() from None
             except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, OverflowError,
                     ZeroDivisionError, AttributeError, MemoryError, RuntimeError) as error:  # fmt: skip
@@ -68,12 +68,14 @@ class PictureFormat:
             raise ItemError("has floating point pixels (mode F), whose range is not known; convert it to 8 or 16 bits")
         elif picture.mode in ALPHA_MODES or "transparency" in picture.info:
             picture = self._on_background(picture)
+        elif picture.mode == "LAB":
+            picture = _from_lab(picture)
         elif picture.mode not in OPAQUE_MODES:
             raise ItemError(f"has Pillow's mode {picture.mode}, which is not known here; convert it")
         return picture.convert("L" if self.channels == 1 else "RGB")
 
     def _on_background(self, picture: Image.Image) -> Image.Image:
-        picture = picture.convert("RGBA")
+        picture = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, (*self.background, 255)), picture)
 
     def _cropped(self, picture: Image.Image) -> Image.Image:
@@ -107,6 +109,8 @@ def center_crop_dhariwal(picture: Image.Image, resolution: int) -> Image.Image:
         picture = picture.resize((width // 2, height // 2), Image.Resampling.BOX)
     scale = resolution / min(picture.size)
     width, height = (round(side * scale) for side in picture.size)
+    if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
+        raise ItemError(f"is too narrow to be scaled to {resolution} pixels, with sides of {picture.size}")
     return _middle(picture.resize((width, height), Image.Resampling.BICUBIC), resolution)
 
 
@@ -118,7 +122,7 @@ def _middle(picture: Image.Image, side: int) -> Image.Image:
 def upright(raw: Raw) -> Image.Image:
     """The picture turned as its EXIF orientation says; the first frame of several. Raises ItemError and Pillow's own.
 
-    Pixels are decoded only where they have to be turned, so that size and mode cost little.
+    Pixels are decoded only where they have to be, so that size and mode cost little.
     """
     if isinstance(raw, np.ndarray):
         return _from_array(raw)
@@ -128,7 +132,8 @@ def upright(raw: Raw) -> Image.Image:
         raise ItemError("is not an image" if raw else "is an empty file") from None
     except Image.DecompressionBombError:
         raise _bomb() from None
-    return ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def is_grey(picture: Image.Image) -> bool:
@@ -154,6 +159,14 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > MAX_16_BITS:
         raise ItemError(f"has values from {values.min()} to {values.max()}, beyond 16 bits; convert it")
     return Image.fromarray(((values * 255 + MAX_16_BITS // 2) // MAX_16_BITS).astype(np.uint8))
+
+
+def _from_lab(picture: Image.Image) -> Image.Image:
+    """A picture of mode LAB, which Pillow itself does not convert, in RGB."""
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
+    assert converted is not None, "not in place"
+    return converted
 
 
 def _bomb() -> ItemError:

@@ -48,27 +48,36 @@ def prepare_data(
             return there, False
         if not overwrite:
             raise PreparationError(f"--out {out}: {OTHER}")
-    output.begin()
-    if there is not None:
-        output.discard()
-    chunks = job.chunks()
-    notes = _write(job, chunks, output, workers or len(os.sched_getaffinity(0)), out)
     about = {"source": described(source), "source_hash": source_hash}
+    output.begin()
+    try:
+        if there is not None:
+            output.discard()
+        return _made(job, output, workers or len(os.sched_getaffinity(0)), about), True
+    finally:
+        output.end()
+
+
+def _made(job: Job, output: Output, workers: int, about: dict[str, Any]) -> dict[str, Any]:
+    """Write what is missing and complete the data set; returns its statistics."""
+    chunks = job.chunks()
+    notes = _write(job, chunks, output, workers)
     index, facts, skipped = merged([notes[chunk.number] for chunk in chunks], job, about)
     if not facts["num_images"]:
-        raise PreparationError(f"{source}: every item was skipped, the first because it {next(iter(skipped.values()))}")
+        reason = next(iter(skipped.values()))
+        raise PreparationError(f"{about['source']}: every item was skipped; the first {reason}")
     output.finish(index, facts, skipped)
-    return facts, True
+    return facts
 
 
-def _write(job: Job, chunks: Sequence[Chunk], output: Output, workers: int, out: str) -> dict[int, Note]:
+def _write(job: Job, chunks: Sequence[Chunk], output: Output, workers: int) -> dict[int, Note]:
     """The notes of all chunks, of which an interrupted run may have left some."""
     notes = output.finished(chunks)
     missing = [chunk for chunk in chunks if chunk.number not in notes]
     total = len(job.source.items)
     left = sum(chunk.stop - chunk.start for chunk in missing)
     if notes:
-        print(f"{out}: goes on after {total - left} of {total} images")
+        print(f"{output.address}: goes on after {total - left} of {total} images")
     start = time.monotonic()
     with tqdm(total=total, initial=total - left, unit="img", desc="prepare", disable=None, smoothing=0.05) as bar:
         new, broken = write_chunks(job, missing, output, workers, bar.update)

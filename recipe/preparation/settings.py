@@ -130,7 +130,7 @@ class Settings:
             resolution = resolution or size[0]
             channels = channels or (1 if grey else 3)
         return PictureFormat(
-            resolution, self.crop or "center-crop", resize, channels, self.channels is not None,
+            resolution, self.crop or "center-crop", resize, channels, channels == 3 or self.channels is not None,
             self.background_colour(),
         )  # fmt: skip
 
