@@ -117,7 +117,11 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     ),
     "whitening": ([], {"whitening": {"mean": [1, 2, 3, 4], "std": [1, 1, 0, 1]}}, "standard deviations above 0"),
     "whitening of words": ([], {"whitening": {"mean": "many"}}, "whitening in stats.json is not a list of numbers"),
-    "resolution": (["model.img_resolution=16", "model.attn_resolutions=[8]"], {}, r"model\.img_resolution is 16, but the data has 8"),
+    "resolution": (
+        ["model.img_resolution=16", "model.attn_resolutions=[8]"],
+        {},
+        r"model\.img_resolution is 16, but the data has 8",
+    ),
 }
 
 
