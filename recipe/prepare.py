@@ -2,17 +2,21 @@
 
     python recipe/prepare.py digits --out data/digits --resolution 16
     python recipe/prepare.py photos/ --out s3://bucket/photos --resolution 64 --crop center-crop-dhariwal
+    composer -n 8 recipe/prepare.py photos/ --out s3://bucket/latents --resolution 512 --vae OWNER/NAME
     python recipe/prepare.py --inspect s3://bucket/photos
 
 SOURCE is a folder (class folders give labels), a ZIP, a tar, MDS shards, a Hugging Face data set (its folder, or
 hf:NAME), or the embedded `digits`: 5000 real handwritten digits. The result is complete or absent, does not depend on
-the number of workers, and an interrupted preparation goes on where it was. More: docs/data.md.
+the number of workers and ranks, and an interrupted preparation goes on where it was. With --vae, latents are stored,
+encoded on each rank's GPU. More: docs/data.md.
 """
 
 import argparse
+import os
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from recipe.preparation.inspection import inspect
 from recipe.preparation.items import PreparationError
@@ -27,6 +31,8 @@ def prepare(
     source: str, out: str | Path, *, workers: int | None = None, overwrite: bool = False, **settings: Any
 ) -> dict[str, Any]:
     """Make the shards of `source` and their statistics at `out`, all or nothing; returns the statistics.
+
+    Ranks other than the first of a launch get {}.
 
     Args:
         settings: fields of `Settings`: resolution, crop, channels, encoding, ...
@@ -50,7 +56,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     add("--background", default="white", help="colour behind transparent pixels (default white)")
     add("--labels", type=Path, metavar="FILE", help="CSV or JSON: class id or class name of each file")
     add("--split", help="of a Hugging Face data set")
-    add("--encoding", default="png", help="png: small (default); webp: smaller, slow to write; raw: large, fast")
+    add("--encoding", help="png: small (default); webp: smaller, slow to write; raw: large, fast")
     add("--shard-size", default="64mb", help="most bytes of a shard before compression (default 64mb)")
     add("--compression", help="of whole shards: zstd, zstd:LEVEL, br, bz2, snappy (default none)")
     add(
@@ -58,7 +64,14 @@ def arguments_parser() -> argparse.ArgumentParser:
         default="sha1",
         help="of shards, for streaming to check: for example sha1,xxh64, or none (default sha1)",
     )
-    add("--workers", type=int, metavar="N", help="processes (default: one per processor)")
+    add("--workers", type=int, metavar="N", help="processes of each rank (default: one per processor; 4 for a GPU)")
+    latents = parser.add_argument_group("latents").add_argument
+    latents("--vae", metavar="NAME", help="store latents of this AutoencoderKL: its folder, or OWNER/NAME on "
+            "the Hugging Face hub")  # fmt: skip
+    latents("--vae-batch", type=int, metavar="N", help="pictures encoded together (default 8)")
+    latents("--vae-dtype", metavar="DTYPE", help="float32 (default), or float16 on GPUs: faster, rounds more")
+    latents("--latent-dtype", metavar="DTYPE", help="of the stored moments: float32 (default) or float16")
+    latents("--whitening", help="constants: the paper's (default for 4 channels); measured: mean and std of these data")
     add(
         "--skip-errors", action="store_true", help="leave files out that are no images; they are listed in skipped.json"
     )
@@ -78,13 +91,15 @@ def run(arguments: argparse.Namespace) -> str:
     if arguments.workers is not None and arguments.workers < 1:
         raise PreparationError(f"--workers {arguments.workers}: must be at least 1")
     fields = ("resolution", "channels", "background", "labels", "split", "encoding", "shard_size", "compression",
-              "skip_errors")  # fmt: skip
+              "skip_errors", "vae", "vae_batch", "vae_dtype", "latent_dtype", "whitening")  # fmt: skip
     settings = Settings(
         **{name: getattr(arguments, name) for name in fields},
         crop=CROPS.get(arguments.crop, arguments.crop),
         hashes=() if arguments.hashes == "none" else tuple(arguments.hashes.split(",")),
     )
     facts, is_new = prepare_data(arguments.source, arguments.out, settings, arguments.workers, arguments.overwrite)
+    if not facts:
+        return ""  # the first rank speaks
     shape = "x".join(str(facts[key]) for key in ("img_channels", "img_resolution", "img_resolution"))
     skipped = f", {facts['num_skipped']} items skipped (see skipped.json)" if facts["num_skipped"] else ""
     return (
@@ -93,15 +108,24 @@ def run(arguments: argparse.Namespace) -> str:
     )
 
 
+def fail(message: str) -> NoReturn:
+    """End with a message and status 2. Where all ranks fail alike the first speaks, and ends the others with it."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(5)
+    print(f"prepare.py{'' if rank == '0' else f' (rank {rank})'}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main() -> None:
     try:
-        print(run(arguments_parser().parse_args()))
+        told = run(arguments_parser().parse_args())
+        if told:
+            print(told)
     except (PreparationError, StorageError) as error:
-        print(f"prepare.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error))
     except OSError as error:
-        print(f"prepare.py: {error.filename}: {error.strerror}; finished work is kept", file=sys.stderr)
-        sys.exit(2)
+        fail(f"{error.filename}: {error.strerror}; finished work is kept")
     except KeyboardInterrupt:
         print("prepare.py: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)

@@ -62,7 +62,8 @@ class Job:
         """The items in chunks whose shards cannot become larger than `shard_size`."""
         items = self.source.items
         length = max(1, min(LARGEST_CHUNK, self.shard_size // (self.encoder.sample_bytes + LABEL_BYTES)))
-        start = json.dumps(self.settings, sort_keys=True)
+        # The whitening is only noted beside the shards: with another one, what is encoded already stays of use.
+        start = json.dumps({key: self.settings[key] for key in self.settings if key != "whitening"}, sort_keys=True)
         return [
             Chunk(number, first, min(first + length, len(items)), items_hash(items[first : first + length], start))
             for number, first in enumerate(range(0, len(items), length))

@@ -1,6 +1,7 @@
-"""From decoded pictures to the columns of a sample. A kind of data is one encoder: pixels here."""
+"""From decoded pictures to the columns of a sample. Each kind of data has one: pixels here, latents in moments.py."""
 
 import io
+import sys
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +51,18 @@ class Encoder(Protocol):
         """One sample, without its label, for each of the pictures [N, C, H, W]."""
         ...
 
+    def settings(self) -> dict[str, Any]:
+        """All of it that decides what is stored."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Entries of stats.json: at least the shape that training sees, img_resolution and img_channels."""
+        ...
+
+    def most_processes(self) -> int:
+        """How many processes of one rank it has use for."""
+        ...
+
     def sums(self) -> Sums:
         """Statistics to which nothing has been added yet."""
         ...
@@ -64,12 +77,22 @@ class PixelEncoder:
     def __init__(self, encoding: str, channels: int, resolution: int):
         self.encoding = encoding
         self.channels = channels
+        self.resolution = resolution
         self.columns = {"image": COLUMNS[encoding]}
         # Noise does not compress: row filters, tables and framing come on top of the pixels.
         self.sample_bytes = int(1.02 * channels * resolution**2) + 2 * resolution + 1024
 
     def encode(self, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
         return [{"image": self._stored(image)} for image in images]
+
+    def settings(self) -> dict[str, Any]:
+        return {"encoding": self.encoding}
+
+    def about(self) -> dict[str, Any]:
+        return {"img_resolution": self.resolution, "img_channels": self.channels, "encoding": self.encoding}
+
+    def most_processes(self) -> int:
+        return sys.maxsize
 
     def sums(self) -> PixelSums:
         return PixelSums(self.channels)

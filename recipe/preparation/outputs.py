@@ -69,6 +69,10 @@ class Output(abc.ABC):
         """Let another process have the place."""
         os.close(self._lock)
 
+    def leave(self) -> None:
+        """Remove what only this rank needs; the first one completes the data set."""
+        shutil.rmtree(self.scratch)
+
     @abc.abstractmethod
     def existing(self) -> dict[str, Any] | None:
         """The statistics of a complete data set that is there, {} if it has none, or None if nothing is there.
@@ -81,12 +85,16 @@ class Output(abc.ABC):
     def discard(self) -> None:
         """Give the complete data set up that is there, at once or at the end."""
 
-    def finished(self, chunks: Sequence[Chunk]) -> dict[int, Note]:
-        """Notes of chunks that an interrupted run left whole; notes of others are deleted."""
+    def finished(self, chunks: Sequence[Chunk], rank: int = 0, ranks: int = 1) -> dict[int, Note]:
+        """Notes of chunks that an interrupted run left whole; notes of others are deleted.
+
+        Args:
+            rank, ranks: only every `ranks`-th chunk from `rank` on is this process's to judge.
+        """
         sizes = {entry.name: entry.size for entry in self.place.list()}
         wanted = {f"{NOTES}/{chunk.number:05}.json": chunk for chunk in chunks}
         found, stale = {}, []
-        names = [name for name in sizes if name.startswith(f"{NOTES}/")]
+        names = [name for name in sizes if name.startswith(f"{NOTES}/") and int(Path(name).stem) % ranks == rank]
         with ThreadPoolExecutor(READERS) as pool:
             for name, note in zip(names, pool.map(self._note, names), strict=True):
                 chunk = wanted.get(name)
@@ -134,12 +142,12 @@ class Output(abc.ABC):
 class FolderOutput(Output):
     """Shards are written beside the folder, as `.NAME.partial`, which is renamed at the end."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, rank: int = 0):
         super().__init__(address)
         self.folder = Path(os.path.abspath(address))
         self.partial = self.folder.with_name(f".{self.folder.name}.partial")
         self.place = LocalPlace(self.partial)
-        self.scratch = self.partial / "scratch"
+        self.scratch = self.partial / f"scratch-{rank}"
 
     def existing(self) -> dict[str, Any] | None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -161,7 +169,8 @@ class FolderOutput(Output):
             shutil.rmtree(self.partial)  # the folder itself is complete
             return
         shutil.rmtree(self.partial / NOTES, ignore_errors=True)
-        shutil.rmtree(self.scratch)
+        for left in self.partial.glob("scratch-*"):  # also those of an interrupted launch with more ranks
+            shutil.rmtree(left)
         old = self.folder.with_name(f".{self.folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
@@ -173,10 +182,10 @@ class FolderOutput(Output):
 class RemoteOutput(Output):
     """Shards are uploaded one by one; the local scratch holds no more than those being written."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, rank: int = 0):
         super().__init__(address)
         self.place = open_place(address)
-        name = f"edm2-prepare-{os.getuid()}-{sha256(self.place.address.encode()).hexdigest()[:16]}"
+        name = f"edm2-prepare-{os.getuid()}-{sha256(self.place.address.encode()).hexdigest()[:16]}-{rank}"
         self.scratch = Path(tempfile.gettempdir()) / name
 
     def begin(self) -> None:
@@ -202,9 +211,13 @@ class RemoteOutput(Output):
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def open_output(address: str) -> Output:
-    """The output at a local path or s3://bucket/prefix. Raises StorageError for another scheme."""
-    return RemoteOutput(address) if is_remote(address) else FolderOutput(address)
+def open_output(address: str, rank: int = 0) -> Output:
+    """The output at a local path or s3://bucket/prefix, for one of several ranks that write there together.
+
+    Raises:
+        StorageError: another scheme.
+    """
+    return RemoteOutput(address, rank) if is_remote(address) else FolderOutput(address, rank)
 
 
 def stored_file(entry: dict[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,16 @@ from PIL import ImageColor
 
 from recipe.preparation.chunks import Job
 from recipe.preparation.digits import DigitsSource
-from recipe.preparation.encoders import ENCODINGS, PixelEncoder
+from recipe.preparation.encoders import ENCODINGS, Encoder, PixelEncoder
 from recipe.preparation.items import ItemError, PreparationError, Source, shown
 from recipe.preparation.pictures import CROPS, PictureFormat, is_grey, upright
 
 FORMAT = 1  # of what is written; a change makes unfinished and finished work different
 SMALLEST_RESOLUTION = 8
 LOOKS = 64  # pictures that decide what is not given
+FLOATS = ("float32", "float16")
+WHITENINGS = ("constants", "measured")
+VAE_BATCH = 8  # pictures; 512x512 in float32 then take some 5 GB of a GPU
 UNSTABLE = "gz"  # its files carry the time of writing
 
 
@@ -28,20 +31,31 @@ class Settings:
         crop: None = center-crop.
         channels: None = 1 if the first pictures are grey, 3 otherwise.
         background: a colour of Pillow's, such as white or #ff8000.
+        encoding: None = png for pixels; of latents there is none.
         shard_size: bytes, or text such as 64mb.
+        vae: folder or hub's name of an autoencoder, to store the moments of latents; None = pixels.
+        vae_batch: pictures that are encoded together.
+        vae_dtype: precision of the autoencoder.
+        latent_dtype: precision of the stored moments.
+        whitening: None = the paper's constants if they fit the autoencoder.
     """
 
     resolution: int | None = None
     crop: str | None = None
     channels: int | None = None
     background: str = "white"
-    encoding: str = "png"
+    encoding: str | None = None
     shard_size: int | str = "64mb"
     compression: str | None = None
     hashes: tuple[str, ...] = ("sha1",)
     labels: Path | None = None
     split: str | None = None
     skip_errors: bool = False
+    vae: str | None = None
+    vae_batch: int | None = None
+    vae_dtype: str | None = None
+    latent_dtype: str | None = None
+    whitening: str | None = None
 
     def __post_init__(self) -> None:
         from streaming.base.compression import get_compressions, is_compression
@@ -54,10 +68,12 @@ class Settings:
             problems.append(f"--crop {self.crop}: needs --resolution, the size that pictures get")
         for name, value, allowed in (
             ("crop", self.crop, (None, *CROPS)), ("channels", self.channels, (None, 1, 3)),
-            ("encoding", self.encoding, ENCODINGS),
+            ("encoding", self.encoding, (None, *ENCODINGS)), ("vae-dtype", self.vae_dtype, (None, *FLOATS)),
+            ("latent-dtype", self.latent_dtype, (None, *FLOATS)), ("whitening", self.whitening, (None, *WHITENINGS)),
         ):  # fmt: skip
             if value not in allowed:
                 problems.append(f"--{name} {value}: must be one of {', '.join(str(a) for a in allowed if a)}")
+        problems += self._problems_of_latents()
         if self.encoding == "webp" and self.channels == 1:
             problems.append(_no_grey_webp())
         if self.compression is not None and not is_compression(self.compression):
@@ -75,6 +91,23 @@ class Settings:
                 problems.append(str(error))
         if problems:
             raise PreparationError("; ".join(problems))
+
+    def _problems_of_latents(self) -> list[str]:
+        options = {
+            "vae-batch": self.vae_batch, "vae-dtype": self.vae_dtype, "latent-dtype": self.latent_dtype,
+            "whitening": self.whitening,
+        }  # fmt: skip
+        if self.vae is None:
+            given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+            return [f"{option}: is only for latents; name their autoencoder with --vae" for option in given]
+        problems = []
+        if self.vae_batch is not None and self.vae_batch < 1:
+            problems.append(f"--vae-batch {self.vae_batch}: must be at least 1")
+        if self.encoding is not None:
+            problems.append(f"--encoding {self.encoding}: is for pixels; leave it out with --vae")
+        if self.channels == 1:
+            problems.append("--channels 1: an autoencoder takes RGB; leave it out with --vae")
+        return problems
 
     def background_colour(self) -> tuple[int, int, int]:
         """(R, G, B), 0-255. Raises PreparationError."""
@@ -105,18 +138,30 @@ class Settings:
         form = self._picture_format(source)
         if self.encoding == "webp" and form.channels == 1:
             raise PreparationError(_no_grey_webp())
-        encoder = PixelEncoder(self.encoding, form.channels, form.resolution)
+        encoder = self._encoder(form)
         shard_size, hashes = self.shard_bytes(), tuple(sorted(set(self.hashes)))
         settings: dict[str, Any] = {
-            "format": FORMAT, "kind": encoder.kind, "encoding": self.encoding, "resolution": form.resolution,
+            "format": FORMAT, "kind": encoder.kind, **encoder.settings(), "resolution": form.resolution,
             "crop": form.crop if form.resize else None, "channels": form.channels, "to_grey": form.to_grey,
             "background": list(form.background), "shard_size": shard_size, "compression": self.compression,
             "hashes": list(hashes),
         }  # fmt: skip
         return Job(source, form, encoder, settings, shard_size, self.compression, hashes, self.skip_errors)
 
+    def _encoder(self, form: PictureFormat) -> Encoder:
+        if self.vae is None:
+            return PixelEncoder(self.encoding or "png", form.channels, form.resolution)
+        from recipe.preparation.moments import MomentEncoder  # torch takes seconds to import
+        from recipe.preparation.vae import find_vae
+
+        return MomentEncoder(
+            find_vae(self.vae), form.resolution, self.vae_batch or VAE_BATCH, self.latent_dtype or "float32",
+            self.whitening, self.vae_dtype or "float32",
+        )  # fmt: skip
+
     def _picture_format(self, source: Source) -> PictureFormat:
-        resolution, channels, resize = self.resolution, self.channels, self.resolution is not None
+        resolution, resize = self.resolution, self.resolution is not None
+        channels = self.channels if self.vae is None else 3
         if isinstance(source, DigitsSource):
             resolution, resize = source.images.shape[-1], True
             channels = channels or 1
