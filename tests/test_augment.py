@@ -55,7 +55,7 @@ def smooth_images(count: int, seed: int = 0) -> np.ndarray:
     """Sums of cosines with periods of at least 16 pixels, at most 1, and even around the edges [count, SIZE, SIZE]."""
     spectrum = np.zeros((count, SIZE, SIZE))
     spectrum[:, :4, :4] = np.random.default_rng(seed).normal(size=(count, 4, 4))
-    images = fft.idctn(spectrum, axes=(1, 2))
+    images = fft.idctn(spectrum, axes=(1, 2))  # pyright: ignore[reportCallIssue, reportArgumentType]
     return images / np.abs(images).max(axis=(1, 2), keepdims=True)
 
 
@@ -69,7 +69,7 @@ def by_scipy(image: np.ndarray, forward: np.ndarray, shift: tuple[float, float] 
     inverse = swap @ np.linalg.inv(forward) @ swap
     centre = np.full(2, (SIZE - 1) / 2)
     offset = centre - inverse @ (centre + np.array(shift)[::-1])
-    return ndimage.affine_transform(image, inverse, offset, order=3, mode="reflect")
+    return ndimage.affine_transform(image, inverse, offset, order=3, mode="reflect")  # pyright: ignore
 
 
 STRETCH = rotation(0.7) @ np.diag([1.3, 1 / 1.3]) @ rotation(-0.7)
@@ -241,9 +241,9 @@ def test_conditions_have_no_effect_at_first():
 
 
 def test_fine_tuning_with_and_without_augmentation():
+    settings: list[dict[str, Any]] = [{"augment_dim": CONDITIONS}, {}]
     with_it, without = (
-        {name: tuple(value.shape) for name, value in Precond(**TINY, **more).state_dict().items()}
-        for more in ({"augment_dim": CONDITIONS}, {})
+        {name: tuple(value.shape) for name, value in Precond(**TINY, **more).state_dict().items()} for more in settings
     )
     fresh = {"unet.emb_augment.weight", "unet.emb_augment_gain"}
     assert match(with_it, without, "x") == ({name: name for name in without}, fresh)

@@ -218,7 +218,7 @@ def test_averages_follow_the_weights_and_nothing_else_does():
 
 
 def test_algorithms_act_at_their_events():
-    """Projection, learning rate, images and noise before the step; scrubbing before the optimizer; averages after it."""
+    """Projection, rate, images and noise before the step; scrubbing before the optimizer; averages after it."""
     state = SimpleNamespace()
     matched = {
         type(algorithm).__name__: [event for event in Event if algorithm.match(event, state)]  # pyright: ignore
