@@ -173,6 +173,9 @@ class Samples(Section):
     count: int = key(40, "images in a grid; image i has seed i and class i mod label_dim", ge=1)
     num_steps: int = key(32, "noise levels of the sampler", ge=1)
     guidance: float = key(1.0, "classifier-free guidance, for networks trained with label_dropout; 1 = none", ge=0)
+    vae: str | None = key(None, "of latents: the autoencoder that decodes them, a folder or OWNER/NAME on the Hugging "
+                                "Face hub; null = the images are pixels", "stabilityai/sd-vae-ft-mse",
+                          min_length=1)  # fmt: skip
     batch_size: int = key(40, "images drawn at once; changes memory, not the result", ge=1)
 
 

@@ -118,11 +118,14 @@ def _averages(config: Config) -> Iterator[Problem]:
 
 
 def _places(config: Config) -> Iterator[Problem]:
-    if config.samples.interval is not None and config.model.img_channels not in (1, 3):
-        channels = config.model.img_channels
-        yield Problem("samples.interval", str(config.samples.interval),
-                      f"must be null: images of model.img_channels {channels} are not pictures",
-                      "set samples.interval=null")  # fmt: skip
+    vae, channels = config.samples.vae, config.model.img_channels
+    if config.samples.interval is not None and vae is None and channels not in (1, 3):
+        yield Problem("samples.vae", None, f"is missing: samples.interval asks for pictures, but images of "
+                      f"model.img_channels {channels} are latents",
+                      "set samples.vae to the autoencoder that encoded them, or samples.interval=null")  # fmt: skip
+    if vae is not None and importlib.util.find_spec("diffusers") is None:
+        yield Problem("samples.vae", vae, "needs the package diffusers, which is not installed",
+                      "pip install 'edm2-recipe[vae]', or set samples.vae=null")  # fmt: skip
     scheme, separator, rest = config.save_folder.partition("://")
     if separator and (scheme != "s3" or not rest.strip("/")):
         yield Problem("save_folder", config.save_folder, "must be a local folder or s3://bucket/folder",

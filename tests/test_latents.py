@@ -134,7 +134,7 @@ def test_what_latents_cannot_be(tmp_path: Path, overrides: list[str], noted: dic
 def test_grids_of_latents_with_three_channels(tmp_path: Path):
     noted = {"img_channels": 3, "whitening": {"mean": [0, 0, 0], "std": [1, 1, 1]}}
     shards = write_latents(tmp_path / "shards", **noted)
-    with pytest.raises(DataError, match=r"samples\.interval: .* holds latents, and latents are not pictures"):
+    with pytest.raises(DataError, match=r"samples\.interval: .* holds latents, and samples.vae names no autoencoder"):
         check_data(config_for(shards, "model.img_channels=3", "samples.interval=160"))
 
 

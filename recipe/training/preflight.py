@@ -11,6 +11,7 @@ import torch
 from recipe.config import Config
 from recipe.config_reader import to_yaml
 from recipe.edm2.precond import Precond
+from recipe.preparation.vae import find_vae
 from recipe.storage.checkpoints import Checkpoint, clean_up, list_checkpoints
 from recipe.storage.ownership import Ownership
 from recipe.storage.places import Place, open_place
@@ -45,10 +46,12 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
     """Check data, access, disk space and agreement, take the run's folder and clean it up.
 
     Raises:
-        ValueError: one of DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, RunError.
+        ValueError: one of DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, VaeError, RunError.
     """
     samples, statistics = check_data(config)
     config = resolve(config, statistics)  # the number is stored: other data must not change it on resume
+    if config.samples.vae is not None:
+        find_vae(config.samples.vae, "samples.vae").check_latents(config.model.img_channels, "model.img_channels")
     place = open_place(config.run_folder())
     place.check_access()
     check_space(config)

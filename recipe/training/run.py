@@ -17,13 +17,14 @@ from composer.utils.parallelism import ParallelismConfig
 from recipe.config import Config, Images
 from recipe.edm2.generate import SamplerSettings
 from recipe.edm2.precond import Precond
+from recipe.preparation.vae import VaeError
 from recipe.storage.ownership import OwnedError, Ownership
 from recipe.storage.pickles import UntrustedPickle
 from recipe.storage.places import StorageError
 from recipe.storage.snapshots import SnapshotError
 from recipe.training.agreement import DisagreementError
 from recipe.training.algorithms import training_algorithms
-from recipe.training.callbacks import EMASnapshots, SampleGrid
+from recipe.training.callbacks import EMASnapshots, SampleGrid, decoder
 from recipe.training.data import DataError, training_loader
 from recipe.training.folder import Checkpoints, FileUploads, RunFolder
 from recipe.training.initial_weights import InitError, load_initial_weights
@@ -41,8 +42,8 @@ EXIT_PREEMPTED = 75  # "try again": the run was told to stop, everything is save
 
 
 USER_ERRORS = (
-    DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, SnapshotError, InitError, RunError,
-    UnsavableError,
+    DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, SnapshotError, InitError, VaeError,
+    RunError, UnsavableError,
 )  # fmt: skip
 """What `train` raises about things that the user can mend; each message is one line that says how."""
 
@@ -244,6 +245,7 @@ def callbacks(
             config.samples.count,
             SamplerSettings(num_steps=config.samples.num_steps, guidance=config.samples.guidance),
             config.samples.batch_size,
+            decoder(config, statistics),
         ),
     ]
     monitors = [NaNMonitor(), LRMonitor(), speed_monitor(config, on_gpu), RuntimeEstimator()]

@@ -82,11 +82,14 @@ def with_kind(statistics: dict[str, Any], kind: str, place: str) -> dict[str, An
 def check_kind(config: Any, statistics: dict[str, Any], place: str) -> None:
     """Raises DataError if the configuration asks for something that latents cannot have."""
     if statistics["kind"] != LATENTS:
+        if config.samples.vae is not None:
+            raise DataError(f"samples.vae = {config.samples.vae}: {place} holds pixels; set samples.vae=null")
         return
+    without_vae = config.samples.interval is not None and config.samples.vae is None
     reasons = {
         "data.x_flip = true": (config.data.x_flip, "the mirror image of a latent is not a latent", "data.x_flip=false"),
         "augment": (config.augment is not None, "latents cannot be augmented like pixels", "augment=null"),
-        "samples.interval": (config.samples.interval is not None, "latents are not pictures", "samples.interval=null"),
+        "samples.interval": (without_vae, "samples.vae names no autoencoder to decode them", "samples.interval=null"),
     }
     for key, (given, reason, fix) in reasons.items():
         if given:
