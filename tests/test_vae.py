@@ -515,7 +515,7 @@ LATENT_RUN = ("model.img_channels=4", "model.label_dim=2", "samples.interval=15b
 
 
 def test_config_asks_for_the_autoencoder_of_grids(encoded: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"samples\.vae is missing: samples\.interval asks for pictures"):
+    with pytest.raises(ConfigError, match=r"samples\.vae: is missing: samples\.interval asks for pictures"):
         read_config(train_arguments(encoded, tmp_path, *LATENT_RUN))
 
 
