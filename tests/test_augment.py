@@ -55,7 +55,7 @@ def smooth_images(count: int, seed: int = 0) -> np.ndarray:
     """Sums of cosines with periods of at least 16 pixels, at most 1, and even around the edges [count, SIZE, SIZE]."""
     spectrum = np.zeros((count, SIZE, SIZE))
     spectrum[:, :4, :4] = np.random.default_rng(seed).normal(size=(count, 4, 4))
-    images = fft.idctn(spectrum, axes=(1, 2))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    images: Any = fft.idctn(spectrum, axes=(1, 2))
     return images / np.abs(images).max(axis=(1, 2), keepdims=True)
 
 

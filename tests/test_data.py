@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from recipe.training.data import (
 )
 from recipe.training.shards import Source
 
-NETWORK = {"img_resolution": 8, "img_channels": 1, "label_dim": 10}
+NETWORK: dict[str, Any] = {"img_resolution": 8, "img_channels": 1, "label_dim": 10}
 
 
 def copy_of(digits: Path, tmp_path: Path) -> Path:
@@ -138,7 +139,7 @@ def test_less_data_than_a_batch(digits: Path):
         ({"label_dim": 0 + 1}, r"has label \d, but model\.label_dim 1 allows"),
     ],
 )
-def test_samples_without_statistics_are_checked_one_by_one(digits: Path, network: dict[str, int], message: str):
+def test_samples_without_statistics_are_checked_one_by_one(digits: Path, network: dict[str, Any], message: str):
     dataset = ImageDataset(**NETWORK | network, local=str(digits), batch_size=4, shuffle=False)
     index = 4999 if "label_dim" in network else 3
     with pytest.raises(DataError, match=message):

@@ -84,9 +84,9 @@ class ImageDataset(StreamingDataset):
             ) from None
         for name, array in arrays.items():
             if array.shape != self.image_shape:
-                article = "an" if name == "image" else "a"
+                what = "an image" if name == "image" else f"a {name}"
                 raise DataError(
-                    f"{self._where(sample_id)} has {article} {name} of shape {list(array.shape)} (channels, height, width), "
+                    f"{self._where(sample_id)} has {what} of shape {list(array.shape)} (channels, height, width), "
                     f"but model.img_channels and model.img_resolution ask for {list(self.image_shape)}; change these "
                     "keys or prepare the data with another --resolution"
                 )
