@@ -11,6 +11,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from recipe.storage.places import Place
+
 
 def losses(folder: Path) -> dict[int, float]:
     """The training loss by step, over all starts of a run; of a step that was trained twice, the later one."""
@@ -47,6 +49,11 @@ def state(folder: Path) -> dict[str, Tensor]:
 def snapshots(folder: Path) -> dict[str, dict[str, Tensor]]:
     """The stored averages, by file name."""
     return {path.name: load_file(path) for path in sorted((folder / "snapshots").iterdir())}
+
+
+def stored_snapshots(place: Place) -> dict[str, bytes]:
+    """The snapshot files of a run, local or in object storage, by name."""
+    return {entry.name: place.read(entry.name) for entry in place.list("snapshots/")}
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

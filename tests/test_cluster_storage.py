@@ -13,6 +13,7 @@ from fault_proxy import FaultProxy
 from object_store import ObjectStore, environment
 from recipe.storage.checkpoints import newest_whole
 from recipe.storage.places import open_place
+from runs import stored_snapshots
 
 pytestmark = pytest.mark.slow
 SETTINGS = ("fsdp={}", "duration=48ba", "ema.snapshot_interval=4ba", "checkpoints.interval=16ba")
@@ -30,11 +31,6 @@ def undisturbed(digits: Path, object_store: ObjectStore) -> str:
     return folder
 
 
-def files(folder: str) -> dict[str, bytes]:
-    place = open_place(folder)
-    return {entry.name: place.read(entry.name) for entry in place.list("snapshots/")}
-
-
 def test_a_tenth_of_the_requests_fail(undisturbed: str, digits: Path, object_store: ObjectStore, tmp_path: Path):
     """Data streamed from the store, snapshots and checkpoints into it; the result is the same bit for bit."""
     remote = open_place(f"s3://{object_store.bucket}/digits")
@@ -46,8 +42,8 @@ def test_a_tenth_of_the_requests_fail(undisturbed: str, digits: Path, object_sto
         done = run(launch(2, *arguments(digits, folder, *overrides)), env=environment(proxy.endpoint))
         assert done.returncode == 0, done.stdout + done.stderr
         assert sum(proxy.counts[kind] for kind in proxy.kinds) >= 5
-    assert files(folder) == files(undisturbed)
-    assert len(files(folder)) == 24
+    assert stored_snapshots(open_place(folder)) == stored_snapshots(open_place(undisturbed))
+    assert len(stored_snapshots(open_place(folder))) == 24
 
 
 def test_the_network_goes_for_good(digits: Path, object_store: ObjectStore, tmp_path: Path):

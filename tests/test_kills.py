@@ -17,6 +17,7 @@ from recipe.storage.checkpoints import newest_whole
 from recipe.storage.ownership import OwnedError, Ownership
 from recipe.storage.places import Place, open_place
 from recipe.storage.snapshots import SnapshotReader, list_snapshots
+from runs import stored_snapshots
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -70,10 +71,6 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, timeo
         time.sleep(0.05)
 
 
-def snapshot_files(place: Place) -> dict[str, bytes]:
-    return {entry.name: place.read(entry.name) for entry in place.list("snapshots/")}
-
-
 def assert_whole(place: Place) -> None:
     """Every listed snapshot passes its checksums."""
     for snapshot in list_snapshots(f"{place.address}/snapshots"):
@@ -94,7 +91,7 @@ def undisturbed(digits: Path, object_store: ObjectStore, tmp_path_factory: pytes
 
 def assert_same_end(place: Place, undisturbed: Place) -> None:
     """Bit for bit: every snapshot of every time, and every part of the last checkpoint."""
-    own, others = snapshot_files(place), snapshot_files(undisturbed)
+    own, others = stored_snapshots(place), stored_snapshots(undisturbed)
     assert own.keys() == others.keys()
     assert [name for name in own if own[name] != others[name]] == []
     ends = [newest_whole(there.child("checkpoints")) for there in (place, undisturbed)]

@@ -13,8 +13,8 @@ from commands import ROOT, TINY_RUN, run
 from object_store import ObjectStore
 from recipe.storage.checkpoints import newest_whole
 from recipe.storage.places import Place, open_place
-from runs import difference
-from slurm_cluster import ENDS, NODES, SlurmCluster, reason_to_skip, wait_for
+from runs import difference, stored_snapshots
+from slurm_cluster import ENDS, NODES, SlurmCluster, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -36,16 +36,6 @@ EXPECTED_SECONDS = 200  # of one start, on a busy machine
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    reason = reason_to_skip()
-    if reason is not None:
-        pytest.skip(reason)
-    cluster = SlurmCluster()
-    yield cluster
-    cluster.close()
-
-
-@pytest.fixture(scope="module")
 def remote_digits(object_store: ObjectStore, digits: Path) -> str:
     place = open_place(f"s3://{object_store.bucket}/slurm/digits")
     for path in digits.iterdir():
@@ -64,13 +54,9 @@ def output(job: str, folder: Path) -> str:
     return "".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in paths if path.exists())
 
 
-def snapshot_files(place: Place) -> dict[str, bytes]:
-    return {entry.name: place.read(entry.name) for entry in place.list("snapshots/")}
-
-
 def assert_like(place: Place, other: Place, exactly: bool = False) -> None:
     """All snapshots that one run stored are among the other's: to rounding, or bit for bit."""
-    own, others = sorted((snapshot_files(place), snapshot_files(other)), key=len)
+    own, others = sorted((stored_snapshots(place), stored_snapshots(other)), key=len)
     assert len(own) >= 16 and own.keys() <= others.keys()
     if exactly:
         assert [name for name in own if own[name] != others[name]] == []
@@ -100,7 +86,7 @@ def undisturbed(
     job = submit(cluster, 2, remote_digits, place, folder)
     assert cluster.finish(job, EXPECTED_SECONDS) == "COMPLETED", output(job, folder)
     assert cluster.job(job)["Restarts"] == "0"
-    assert len(snapshot_files(place)) == STEPS // 5 * 2
+    assert len(stored_snapshots(place)) == STEPS // 5 * 2
     assert (folder / "logs" / job / "rank1.err").is_file()
     assert [path for path in folder.iterdir() if path.name.startswith("edm2-job")] == []
     return place
