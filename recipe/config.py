@@ -16,6 +16,7 @@ from recipe.units import Span
 
 Images = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
 SigmaRel = Annotated[float, Field(gt=0, lt=12**-0.5)]
+AUGMENT_DIM = 9  # conditions of the augmentation
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -42,13 +43,27 @@ def key(default, description: str, example=None, **rules):
     return Field(default, description=description, examples=examples, validate_default=True, **rules)
 
 
-class Data(Section):
-    """Where the images are: a folder of MDS shards that `recipe/prepare.py` wrote."""
+class Stream(Section):
+    """One of several data sets that are mixed."""
 
-    local: str = key(..., "folder of the shards, or of their cache if data.remote is set", "data/digits", min_length=1)
+    local: str = key(..., "folder of its shards, or of their cache if remote is set", "data/digits", min_length=1)
+    remote: str | None = key(None, "folder of its shards in object storage; null = local has them",
+                             "s3://bucket/shards", min_length=1)  # fmt: skip
+    proportion: float = key(..., "its share of the samples, relative to the others' proportions", 1.0, gt=0)
+
+
+class Data(Section):
+    """Where the images are: a folder of MDS shards that `recipe/prepare.py` wrote, or several of them."""
+
+    local: str | None = key(None, "folder of the shards, or of their cache if data.remote is set", "data/digits",
+                            min_length=1)  # fmt: skip
     remote: str | None = key(None, "folder of the shards in object storage; null = data.local has them",
                              "s3://bucket/shards", min_length=1)  # fmt: skip
+    streams: list[Stream] | None = key(None, "data sets to mix, instead of data.local and data.remote",
+                                       [{"local": "data/digits", "proportion": 1.0}], min_length=1)  # fmt: skip
     shuffle: bool = key(True, "shuffle each epoch anew")
+    class_balanced: bool = key(False, "draw each class equally often, whatever its number of images")
+    x_flip: bool = key(False, "mirror half of the images; the network is not told, so that samples are mirrored too")
     num_canonical_nodes: int = key(64, "fixes the order of the samples whatever the number of nodes", ge=1)
     num_workers: int = key(2, "decoding processes per rank; 0 = decode in the training process", ge=0)
     cache_limit: str | None = key(None, "disk space for the cache on each node; null = no limit", "200gb")
@@ -74,14 +89,27 @@ class Model(Section):
     res_balance: Probability = key(0.3, "share of the residual branch")
     attn_balance: Probability = key(0.3, "share of the attention branch")
     clip_act: float | None = key(256.0, "activations are clipped to +- this; null = not at all", 256.0, gt=0)
-    sigma_data: float = key(0.5, "standard deviation of the images as the network sees them", gt=0)
+    sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = key(
+        0.5, "standard deviation of the images as the network sees them; auto = the data's own, of its stats.json"
+    )
     logvar_channels: int = key(128, "Fourier features of the uncertainty", ge=1)
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = key(
         "auto", "precision of the activations; auto = float16 on CUDA, float32 on CPU")  # fmt: skip
 
-    def network_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `Precond`, without `dtype`, which is not part of the weights' meaning."""
-        return self.model_dump(exclude={"dtype"})
+
+class Augment(Section):
+    """Transforms of pixels that the network is told about (Karras et al. 2022, Appendix F.2); off when sampling.
+
+    Each is applied with probability p times its multiplier, or always if that is above 1.
+    """
+
+    p: Probability = key(0.12, "probability of each transform; EDM: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2")
+    x_flip: float = key(1e8, "multiplier of mirroring left-right, half of the images that it applies to", ge=0)
+    y_flip: float = key(1.0, "multiplier of mirroring upside down, half of the images that it applies to", ge=0)
+    scale: float = key(1.0, "multiplier of scaling, by 2^(0.2 z), z ~ N(0, 1)", ge=0)
+    rotation: float = key(1.0, "multiplier of rotation by any angle", ge=0)
+    anisotropy: float = key(1.0, "multiplier of stretching in one direction, by 2^(0.2 z)", ge=0)
+    translation: float = key(1.0, "multiplier of translation, by z/8 of the image's width and height", ge=0)
 
 
 class Loss(Section):
@@ -145,6 +173,9 @@ class Samples(Section):
     count: int = key(40, "images in a grid; image i has seed i and class i mod label_dim", ge=1)
     num_steps: int = key(32, "noise levels of the sampler", ge=1)
     guidance: float = key(1.0, "classifier-free guidance, for networks trained with label_dropout; 1 = none", ge=0)
+    vae: str | None = key(None, "of latents: the autoencoder that decodes them, a folder or OWNER/NAME on the Hugging "
+                                "Face hub; null = the images are pixels", "stabilityai/sd-vae-ft-mse",
+                          min_length=1)  # fmt: skip
     batch_size: int = key(40, "images drawn at once; changes memory, not the result", ge=1)
 
 
@@ -205,6 +236,7 @@ class Config(Section):
     gpu: str | None = key(None, "of a dry run: the GPU to plan for; null = some common ones", "H100-80GB")
     init: Init | None = key(None, "weights to start from; null = random ones", {"path": "runs/edm2"})
     data: Data = key(..., "the data set", {"local": "data/digits"})
+    augment: Augment | None = key(None, "augmentation; null = none", {"p": 0.12})
     model: Model = key(Model(), "the network", {"model_channels": 192})
     loss: Loss = key(Loss(), "the loss", {"P_mean": -0.4})
     optimizer: Optimizer = key(Optimizer(), "the optimizer", {"ref_lr": 0.01})
@@ -218,6 +250,14 @@ class Config(Section):
     def run_folder(self) -> str:
         """`save_folder` with the run's name filled in."""
         return self.save_folder.replace("{run_name}", self.run_name).rstrip("/")
+
+    def network_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `Precond`, without `dtype`, which is not part of the weights' meaning.
+
+        `model.sigma_data` must not be auto any more.
+        """
+        assert self.model.sigma_data != "auto"
+        return self.model.model_dump(exclude={"dtype"}) | {"augment_dim": 0 if self.augment is None else AUGMENT_DIM}
 
     def planned_ranks(self) -> tuple[int, int | None] | None:
         """(ranks, ranks per node) of `world_size`, if it is given; None for what is not. Raises ValueError."""

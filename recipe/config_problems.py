@@ -1,10 +1,11 @@
 """What is wrong with a configuration, in words: key, value, rule and fix."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -35,11 +36,15 @@ class ConfigError(ValueError):
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, also an optional one."""
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    """The section that a field holds, also an optional one or a list of them."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_section(candidate) for candidate in get_args(annotation))
+    return next((section for section in inner if section is not None), None)
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(get_origin(candidate) is list for candidate in (annotation, *get_args(annotation)))
 
 
 def schema_entry(key: str) -> FieldInfo | None:
@@ -47,6 +52,8 @@ def schema_entry(key: str) -> FieldInfo | None:
     section: type[BaseModel] | None = Config
     field = None
     for part in key.split("."):
+        if part.isdigit() and field is not None and section is not None and _is_list(field.annotation):
+            continue  # a place in a list of sections
         field = section.model_fields.get(part) if section else None
         if field is None:
             return None

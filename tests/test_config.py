@@ -103,6 +103,11 @@ ACCEPTED = {
     "equals sign in the value": ("data.remote=s3://a/b=c", "s3://a/b=c"),
     "very long value": ("save_folder=" + "x" * 5000, "x" * 5000),
     "optional section": ("logging.wandb.project=p", "p"),
+    "sigma_data auto": ("model.sigma_data=auto", "auto"),
+    "sigma_data": ("model.sigma_data=1", 1.0),
+    "augmentation": ("augment.p=0.15", 0.15),
+    "mirrored": ("data.x_flip=true", True),
+    "balanced": ("data.class_balanced=true", True),
 }
 
 
@@ -332,6 +337,28 @@ BAD: dict[str, tuple[str | bytes | list[str] | tuple[str, ...], str, str | None,
     "save_folder without a folder": (["save_folder=s3://"], "save_folder", "s3://", "must be a local folder or s3://",
                                      "s3://bucket/runs"),
     "snapshot_keep none": (["ema.snapshot_keep=0"], "ema.snapshot_keep", "0", "must be -1 (all) or at least 1", "-1"),
+    "local and streams": (["data.streams=[{local: a, proportion: 1}]"], "data.local", "data/digits",
+                          "cannot be set together with data.streams", "set data.local=null"),
+    "remote and streams": (["data.local=null", "data.remote=s3://b/c", "data.streams=[{local: a, proportion: 1}]"],
+                           "data.remote", "s3://b/c", "cannot be set together with data.streams", "data.remote=null"),
+    "neither local nor streams": (["data.local=null"], "data.local", None, "is missing, and so is data.streams",
+                                  "or data.streams"),
+    "streams in one folder": (["data.local=null", "data.streams=[{local: a, proportion: 1},{local: a/,proportion: 1}]"],
+                              "data.streams", "['a', 'a']", "must not name a local folder twice", "of its own"),
+    "balanced streams": (["data.local=null", "data.class_balanced=true", "data.streams=[{local: a, proportion: 1}]"],
+                         "data.class_balanced", "true", "is not possible with data.streams", "class_balanced=false"),
+    "no streams": (["data.local=null", "data.streams=[]"], "data.streams", "[]", "must have at least 1 item", "local"),
+    "stream without a proportion": (["data.local=null", "data.streams=[{local: a}]"],
+                                    "data.streams.0.proportion", None, "is missing", "for example 1.0"),
+    "stream of no proportion": (["data.local=null", "data.streams=[{local: a, proportion: 0}]"],
+                                "data.streams.0.proportion", "0", "must be greater than 0", "for example 1.0"),
+    "sigma_data": (["model.sigma_data=own"], "model.sigma_data", "'own'", "must be a valid number or 'auto'", "0.5"),
+    "sigma_data 0": (["model.sigma_data=0"], "model.sigma_data", "0", "must be greater than 0 or 'auto'", "0.5"),
+    "augment p": (["augment.p=1.5"], "augment.p", "1.5", "must be less than or equal to 1", "0.12"),
+    "augment multiplier": (["augment.scale=-1"], "augment.scale", "-1", "greater than or equal to 0", "for example 1"),
+    "unknown: augment": (["augment.xflip=1"], "augment.xflip", "1", UNKNOWN, "did you mean augment.x_flip?"),
+    "unknown: stream": (["data.local=null", "data.streams=[{local: a, proportion: 1, remot: b}]"],
+                        "data.streams.0.remot", "'b'", UNKNOWN, "remote"),
     "auto microbatch and fsdp": (["device_train_microbatch_size=auto", "fsdp={}"], "device_train_microbatch_size",
                                  "auto", "is not possible with fsdp", "use a number"),
     "cache_limit": (["data.cache_limit=lots"], "data.cache_limit", "'lots'", "must be a size in b, kb, mb",
@@ -435,7 +462,7 @@ def test_all_problems_at_once(tmp_path):
         path, "global_batch_size=64", "ema.sigma_rels=[0.1,0.1]", "data.locl=x", "samples.interval=8Q"
     )
     assert {problem.key: problem.rule for problem in problems} == {
-        "data.local": "is missing",
+        "data.local": "is missing, and so is data.streams",
         "data.locl": UNKNOWN,
         "duration": "is 65 images, which must be a multiple of global_batch_size 64",
         "ema.sigma_rels": "must not repeat a length",
@@ -465,6 +492,16 @@ def test_logger_that_is_not_installed(monkeypatch, name):
     assert problem.key == f"logging.{name}"
     assert problem.rule == f"needs the package {name}, which is not installed"
     assert f"pip install 'edm2-recipe[{name}]'" in problem.fix
+
+
+def test_streams():
+    streams = "[{local: a, remote: 's3://b/c', proportion: 3}, {local: b, proportion: 0.5}]"
+    data = read_config([EDM2, "data.local=null", f"data.streams={streams}"]).data
+    assert data.streams is not None
+    assert [stream.model_dump() for stream in data.streams] == [
+        {"local": "a", "remote": "s3://b/c", "proportion": 3.0},
+        {"local": "b", "remote": None, "proportion": 0.5},
+    ]
 
 
 def told_of_world(world_size: int, *arguments: str) -> list[str]:

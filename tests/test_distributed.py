@@ -77,6 +77,26 @@ def test_the_comparison_notices(mistake: str, one_rank: Result, digits: Path, tm
         Result(tmp_path / "run").assert_like(one_rank)
 
 
+def test_same_augmentation_on_any_ranks(digits: Path, tmp_path: Path):
+    """Augmented, mirrored and balanced on 1 rank, and on 2 that share the state; keyed by place, it would differ."""
+    overrides = (*LIKE, "augment={p: 0.3}", "data.x_flip=true", "data.class_balanced=true", "model.sigma_data=auto")
+    launches = {
+        "one": launch(1, *train_arguments(digits, tmp_path / "one", *overrides)),
+        "two": launch(2, *train_arguments(digits, tmp_path / "two", *overrides, "fsdp={}")),
+    }
+    script = [str(ROOT / "tests" / "sabotage.py"), "key_augmentation_by_rank"]
+    launches["wrong"] = [str(BIN / "composer"), "-n", "2", "--master_port", str(free_port()), *script,
+                         *train_arguments(digits, tmp_path / "wrong", *overrides)]  # fmt: skip
+    for command in launches.values():
+        done = run(command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one = Result(tmp_path / "one")
+    assert state(one.folder)["net.unet.emb_augment_gain"].item() != 0
+    Result(tmp_path / "two").assert_like(one)
+    with pytest.raises(AssertionError):
+        Result(tmp_path / "wrong").assert_like(one)
+
+
 def test_gathering_in_16_bits_still_learns(one_rank: Result, digits: Path, tmp_path: Path):
     """gather_dtype rounds the weights, so the losses agree to that rounding only, and do not agree exactly."""
     done = run(launch(2, *train_arguments(digits, tmp_path / "run", *LIKE, "fsdp.gather_dtype=bfloat16")))

@@ -16,7 +16,7 @@ TOP_LEVEL = {
     "recipe", "yamls", "launch", "tests", "docs", "Dockerfile", "pyproject.toml", "README.md", "LICENSE",
     "requirements.lock",
 }  # fmt: skip
-FLOORS = ["commands", "training", "storage", "edm2"]  # each imports from itself and those after it
+FLOORS = ["commands", "training", "preparation", "storage", "edm2"]  # each imports from itself and those after it
 SCHEMA = {"recipe.config", "recipe.config_reader"}  # what commands hand to training
 HEAVY = {"composer", "streaming", "omegaconf", "boto3", "pydantic"}
 

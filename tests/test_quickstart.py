@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from commands import ROOT, command_line, run
 from golden_data import relative_error
-from recipe.prepare import embedded_digits
+from recipe.preparation.digits import embedded_digits
 from recipe.storage.posthoc import reconstruct, solve
 from recipe.storage.snapshots import SnapshotReader, buffer_names, list_snapshots
 

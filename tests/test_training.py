@@ -24,6 +24,7 @@ from recipe.training.algorithms import (
     scrub_,
     training_algorithms,
 )
+from recipe.training.examples import ExampleImages
 from recipe.training.model import DiffusionModel, unwrap
 from recipe.training.run import RunError, check_device, speed_monitor
 from test_golden import check_final_weights
@@ -96,6 +97,8 @@ def golden_run() -> tuple[DiffusionModel, Examples, list[Algorithm], dict[str, t
         global_batch_size=int(metadata["batch_size"]),
         optimizer=SimpleNamespace(ref_lr=float(metadata["ref_lr"]), ref_batches=float(metadata["ref_batches"])),
         loss=SimpleNamespace(P_mean=-0.4, P_std=1.0, label_dropout=0.0),
+        data=SimpleNamespace(x_flip=False),
+        augment=None,
     )
     algorithms = training_algorithms(config, int(metadata["rampup_images"]), rank=0)
     given = GivenNoise(data["rnd_normal"], data["noise"], float(metadata["P_mean"]), float(metadata["P_std"]))
@@ -215,13 +218,14 @@ def test_averages_follow_the_weights_and_nothing_else_does():
 
 
 def test_algorithms_act_at_their_events():
-    """Projection, learning rate and noise before the step; scrubbing before the optimizer; averages after it."""
+    """Projection, rate, images and noise before the step; scrubbing before the optimizer; averages after it."""
     state = SimpleNamespace()
     matched = {
         type(algorithm).__name__: [event for event in Event if algorithm.match(event, state)]  # pyright: ignore
         for algorithm in [
             ForcedWeightNorm(),
             InverseSqrtLR(1, 1, 1, 1),
+            ExampleImages(0),
             ExampleNoise(0, 0, 1),
             ScrubGradients(),
             PowerEMA(),
@@ -230,6 +234,7 @@ def test_algorithms_act_at_their_events():
     assert matched == {
         "ForcedWeightNorm": [Event.BATCH_START],
         "InverseSqrtLR": [Event.BATCH_START],
+        "ExampleImages": [Event.BEFORE_FORWARD],
         "ExampleNoise": [Event.BATCH_START, Event.BEFORE_FORWARD],
         "ScrubGradients": [Event.AFTER_TRAIN_BATCH],
         "PowerEMA": [Event.BATCH_END],

@@ -17,6 +17,7 @@ def macs_per_image(net: Precond) -> int:
     with torch.device("meta"):
         x = torch.empty(1, net.img_channels, net.img_resolution, net.img_resolution)
         sigma, labels = torch.empty(1), torch.zeros(1, dtype=torch.int64)
+        conditions = torch.empty(1, net.unet.augment_dim) if net.unet.augment_dim > 0 else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        torch.func.functional_call(net, state, (x, sigma, labels))
+        torch.func.functional_call(net, state, (x, sigma, labels), {"augment": conditions})
     return counter.get_total_flops() // 2

@@ -39,7 +39,12 @@ class Precond(nn.Module):
         self.logvar_linear = MPConv(logvar_channels, 1)
 
     def forward(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, return_logvar: bool = False
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        return_logvar: bool = False,
+        augment: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Denoise `x`.
 
@@ -48,6 +53,7 @@ class Precond(nn.Module):
             sigma: noise level, > 0, [N] or a scalar tensor.
             labels: int64 class ids [N]; -1, or None for all, means unconditional.
             return_logvar: also return u(sigma).
+            augment: conditions of the augmentation [N, augment_dim]; None = untouched images.
 
         Returns:
             The denoised images [N, C, H, W] in float32; with `return_logvar` also u [N] in float32.
@@ -60,7 +66,7 @@ class Precond(nn.Module):
         c_out = s * self.sigma_data / total.sqrt()  # eq. 6
         c_in = 1 / total.sqrt()  # eq. 7
         c_noise = sigma.log() / 4  # eq. 8
-        f_x = self.unet((c_in * x).to(self.dtype), c_noise, labels)
+        f_x = self.unet((c_in * x).to(self.dtype), c_noise, labels, augment)
         denoised = c_skip * x + c_out * f_x.float()
         if not return_logvar:
             return denoised

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # One tag per use, so that no two of them share numbers. Never reuse or renumber: results would change.
-SIGMA, NOISE, LATENT, AUGMENT, LABEL_DROP, DROPOUT, SAMPLE_NOISE, SAMPLE_CHURN = range(8)
+SIGMA, NOISE, LATENT, AUGMENT, LABEL_DROP, DROPOUT, SAMPLE_NOISE, SAMPLE_CHURN, X_FLIP = range(9)
 
 _MASK = 0xFFFFFFFF
 
@@ -65,11 +65,16 @@ def normal(seed: int | Tensor, use: int, batch: int, ids: Tensor, shape: Sequenc
     """Unit normals (Box-Muller), float32 [N, *shape]; arguments as in `random_bits`."""
     count = math.prod(shape)
     pairs = -(-count // 2)
-    u = _to_uniform(random_bits(seed, use, batch, ids, 2 * pairs)).reshape(len(ids), pairs, 2)
-    radius = (-2 * u[..., 0].log()).sqrt()
-    angle = 2 * math.pi * u[..., 1]
-    z = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
-    return z.reshape(len(ids), 2 * pairs)[:, :count].reshape(len(ids), *shape)
+    z = box_muller(_to_uniform(random_bits(seed, use, batch, ids, 2 * pairs)))
+    return z[:, :count].reshape(len(ids), *shape)
+
+
+def box_muller(u: Tensor) -> Tensor:
+    """As many independent unit normals [N, 2K] as uniform numbers [N, 2K] in (0, 1], made pair by pair."""
+    pairs = u.reshape(len(u), -1, 2)
+    radius = (-2 * pairs[..., 0].log()).sqrt()
+    angle = 2 * math.pi * pairs[..., 1]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).reshape(u.shape)
 
 
 def _to_uniform(bits: Tensor) -> Tensor:

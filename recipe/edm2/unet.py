@@ -108,6 +108,7 @@ class UNet(nn.Module):
         attn_resolutions: resolutions with self-attention.
         label_balance: share t of the class in the embedding (eq. 88).
         concat_balance: share t of the skip connection in a concatenation (eq. 103).
+        augment_dim: width of the augmentation's conditions; 0 = none, and no parameters for them.
         channels_per_head, dropout, res_balance, attn_balance, clip_act: see `Block`.
     """
 
@@ -129,6 +130,7 @@ class UNet(nn.Module):
         res_balance: float = 0.3,
         attn_balance: float = 0.3,
         clip_act: float | None = 256.0,
+        augment_dim: int = 0,
     ):
         super().__init__()
         widths = [model_channels * mult for mult in channel_mult]
@@ -155,6 +157,10 @@ class UNet(nn.Module):
         self.emb_fourier = MPFourier(noise_channels)
         self.emb_noise = MPConv(noise_channels, emb_channels)
         self.emb_label = MPConv(label_dim, emb_channels) if label_dim > 0 else None
+        self.augment_dim = augment_dim
+        if augment_dim > 0:
+            self.emb_augment = MPConv(augment_dim, emb_channels)
+            self.emb_augment_gain = nn.Parameter(torch.zeros(1))
 
         self.enc = nn.ModuleDict()
         skip_channels: list[int] = []
@@ -187,8 +193,10 @@ class UNet(nn.Module):
         self.out_conv = MPConv(channels, img_channels, (3, 3))
         self.out_gain = nn.Parameter(torch.zeros(1))
 
-    def embed(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Embedding [N, emb_channels] of noise labels [N] and class ids [N] (-1 or None = unconditional), float32."""
+    def embed(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Embedding [N, emb_channels] in float32 of noise labels [N], class ids [N] (-1 or None = unconditional) and
+        conditions of the augmentation [N, augment_dim] (0 or None = untouched images).
+        """
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
             classes = torch.arange(self.label_dim, device=emb.device)
@@ -196,6 +204,9 @@ class UNet(nn.Module):
                 labels = torch.full_like(c_noise, -1, dtype=torch.int64)
             one_hot = (labels[:, None] == classes).to(emb.dtype)  # an id of -1 matches no class: all zeros
             emb = mp_sum(emb, self.emb_label(one_hot * math.sqrt(self.label_dim)), t=self.label_balance)
+        if augment is not None:
+            # A plain sum: conditions of 0 leave the embedding as it is in a network without them, also its magnitude.
+            emb = emb + self.emb_augment(augment, gain=self.emb_augment_gain)
         return mp_silu(emb)
 
     def run_block(self, block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
@@ -203,9 +214,11 @@ class UNet(nn.Module):
             return checkpoint(block, x, emb, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return block(x, emb)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Map `x` [N, C, H, W], `c_noise` [N] and int64 `labels` [N] or None to [N, C, H, W]."""
-        emb = self.embed(c_noise, labels)
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """Map `x` [N, C, H, W], `c_noise` [N], int64 `labels` [N] or None, `augment` [N, 9] or None to [N, C, H, W]."""
+        emb = self.embed(c_noise, labels, augment)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = []
         for layer in self.enc.values():

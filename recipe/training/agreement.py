@@ -16,6 +16,7 @@ FREE = (
 """Keys and sections that may change from one start of a run to the next: they do not enter the result."""
 
 FIXED = ("model", "ema.sigma_rels")
+AUGMENT = "augment"  # whether there is such a section is fixed too; what it says is not
 """What gives the tensors of a checkpoint their names and shapes; no resume can change it. `model.dtype` does not."""
 
 
@@ -33,7 +34,7 @@ def check_agreement(config: Config, stored: str, place: str) -> None:
     differing = [
         key for key in new if not _within(key, FREE) and key in old and old[key] != new[key]
     ]  # a key that an older version did not know says nothing
-    fixed = [key for key in differing if _within(key, FIXED) and key != "model.dtype"]
+    fixed = [key for key in differing if (_within(key, FIXED) or key == AUGMENT) and key != "model.dtype"]
     refused = fixed + [key for key in differing if key not in fixed and not _within(key, config.allow_changes)]
     if not refused:
         return
@@ -53,6 +54,9 @@ def _within(key: str, sections: Sequence[str]) -> bool:
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
+            yield f"{prefix}{key}", "a section"
             yield from _leaves(value, f"{prefix}{key}.")
+        elif key == "streams" and value is not None:  # where they are is free, as data.local and data.remote are
+            yield f"{prefix}{key}", [{"proportion": stream["proportion"]} for stream in value]
         else:
             yield f"{prefix}{key}", value

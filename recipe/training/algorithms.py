@@ -1,8 +1,8 @@
 """The parts of the method that happen around a step: each class decides when, and calls `recipe.edm2` for what.
 
-Order within a step: weights are projected and the learning rate is set (BATCH_START); each microbatch gets its noise
-(BEFORE_FORWARD); non-finite gradients are scrubbed after the last backward (AFTER_TRAIN_BATCH); the optimizer steps;
-the averages move (BATCH_END, when the clock has advanced).
+Order within a step: weights are projected and the learning rate is set (BATCH_START); each microbatch gets its images
+and its noise (BEFORE_FORWARD); non-finite gradients are scrubbed after the last backward (AFTER_TRAIN_BATCH); the
+optimizer steps; the averages move (BATCH_END, when the clock has advanced).
 """
 
 import logging
@@ -15,10 +15,12 @@ from composer.utils import dist
 
 from recipe.edm2 import rng
 from recipe.edm2.ema import power_function_beta, update_ema_
+from recipe.edm2.latents import Whitening
 from recipe.edm2.loss import sample_sigma
 from recipe.edm2.lr import learning_rate
 from recipe.edm2.precond import project_weights_
 from recipe.edm2.shards import local
+from recipe.training.examples import example_images
 from recipe.training.model import unwrap
 
 log = logging.getLogger(__name__)
@@ -156,11 +158,14 @@ class PowerEMA(Algorithm):
             update_ema_(list(ema.parameters()), weights, power_function_beta(sigma_rel, nimg, nimg_delta))
 
 
-def training_algorithms(config: Any, rampup_nimg: int, rank: int) -> list[Algorithm]:
-    """The method's algorithms for a run, in the order in which they act."""
+def training_algorithms(
+    config: Any, rampup_nimg: int, rank: int, whitening: Whitening | None = None
+) -> list[Algorithm]:
+    """The method's algorithms for a run, in the order in which they act; `whitening` = None for pixels."""
     return [
         ForcedWeightNorm(),
         InverseSqrtLR(config.global_batch_size, config.optimizer.ref_lr, config.optimizer.ref_batches, rampup_nimg),
+        example_images(config, whitening),
         ExampleNoise(config.seed, config.loss.P_mean, config.loss.P_std, config.loss.label_dropout, rank),
         ScrubGradients(),
         PowerEMA(),

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from composer.utils import dist
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 
+from recipe.config import Config
 from recipe.edm2.generate import SamplerSettings, generate_batches
 from recipe.edm2.images import image_grid, to_pixels
+from recipe.edm2.latents import Whitening, unwhiten
 from recipe.edm2.precond import Precond
 from recipe.edm2.shards import gather
+from recipe.preparation.vae import Vae, find_vae
 from recipe.storage.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 from recipe.training.folder import RunFolder
 from recipe.training.model import unwrap
+from recipe.training.statistics import whitening_of
 
 
 class _AtIntervals(Callback):
@@ -116,14 +121,24 @@ class SampleGrid(_AtIntervals):
         count: images in a grid; image i has seed i and class i mod label_dim.
         settings: of the sampler.
         batch_size: images drawn at once.
+        pictures: makes uint8 pictures of what the network makes.
     """
 
-    def __init__(self, folder: RunFolder, interval: int | None, count: int, settings: SamplerSettings, batch_size: int):
+    def __init__(
+        self,
+        folder: RunFolder,
+        interval: int | None,
+        count: int,
+        settings: SamplerSettings,
+        batch_size: int,
+        pictures: Callable[[torch.Tensor], torch.Tensor] = to_pixels,
+    ):
         super().__init__(interval)
         self.folder = folder
         self.count = count
         self.settings = settings
         self.batch_size = batch_size
+        self.pictures = pictures
 
     def act(self, state: State, logger: Logger, nimg: int) -> None:
         model = unwrap(state.model)
@@ -131,8 +146,9 @@ class SampleGrid(_AtIntervals):
         model.net.eval()
         networks = {"raw": model.net} | {f"ema-{sigma_rel:.3f}": ema for sigma_rel, ema in model.averages()}
         for name, net in networks.items():
-            grid = self.draw(net)  # on every rank: sharded networks need all of them
+            images = self.draw(net)  # on every rank: sharded networks need all of them
             if dist.get_global_rank() == 0:
+                grid = image_grid(self.pictures(images), columns=10)
                 path = self.folder.local / "samples" / f"{nimg:011d}-{name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(grid.squeeze(2).numpy()).save(path)
@@ -144,11 +160,45 @@ class SampleGrid(_AtIntervals):
         logger.log_metrics({"time/sample_grid_seconds": time.monotonic() - started})
 
     def draw(self, net: Precond) -> torch.Tensor:
-        """A grid of uint8 images [H, W, C], ten to a row."""
+        """Images [N, C, H, W] as the network makes them."""
         seeds = list(range(self.count))
         labels = [seed % net.label_dim if net.label_dim > 0 else -1 for seed in seeds]
         batches = generate_batches(net, seeds, labels, self.settings, self.batch_size)
         images = torch.cat(list(batches))
         if isinstance(net, FSDPModule):
             net.reshard()  # its root unit stays gathered until a backward pass that never comes
-        return image_grid(to_pixels(images), columns=10)
+        return images
+
+
+class LatentPictures:
+    """Decodes whitened latents [N, C, h, w] to uint8 pictures [N, 3, H, W].
+
+    Args:
+        vae: the autoencoder, on the CPU; it is on `device` only while it works, for the memory is the training's.
+    """
+
+    def __init__(self, vae: Vae, whitening: Whitening, device: torch.device):
+        self.vae = vae
+        self.whitening = whitening
+        self.device = device
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        self.vae.to(self.device)
+        pictures = self.vae.decode(unwhiten(latents, self.whitening))
+        self.vae.to("cpu")
+        return pictures
+
+
+def decoder(config: Config, statistics: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes the pictures of sample grids. Rank 0, which writes them, loads the autoencoder of latents now.
+
+    Raises:
+        VaeError: it cannot be loaded.
+    """
+    whitening = whitening_of(statistics)
+    samples = config.samples
+    if samples.vae is None or samples.interval is None or whitening is None or dist.get_global_rank() > 0:
+        return to_pixels
+    on_gpu = torch.cuda.is_available() and config.device != "cpu"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    return LatentPictures(Vae(find_vae(samples.vae, "samples.vae"), torch.device("cpu")), whitening, device)

@@ -2,6 +2,7 @@
 
 Rules where the networks differ:
 - another `label_dim`: the class embedding is drawn anew;
+- augmentation in only one of them: its embedding is drawn anew or left out;
 - another `img_resolution`: blocks correspond level by level, from the highest resolution down; attention layers that
   only one of the networks has are drawn anew or left out;
 - any other difference in names or shapes is an error.
@@ -30,6 +31,7 @@ from recipe.training.folder import localise, scratch_folder
 from recipe.training.model import DiffusionModel
 
 LABELS = "unet.emb_label.weight"
+AUGMENT = ("unet.emb_augment.weight", "unet.emb_augment_gain")
 GROUP_BYTES = 2**28  # read at once from a sharded checkpoint
 _BLOCK = re.compile(r"(?<=\.)(\d+)x\1(?=_)")
 _ATTENTION = re.compile(r"\.attn_(qkv|proj)\.weight$")
@@ -77,20 +79,20 @@ def match(own: Shapes, given: Shapes, path: str) -> tuple[dict[str, str], set[st
         source = levels.pop(_by_level(name, own), None)
         if source is not None and given[source] == shape:
             pairs[name] = source
-        elif name == LABELS or (source is None and other_resolution and _ATTENTION.search(name)):
+        elif name in (LABELS, *AUGMENT) or (source is None and other_resolution and _ATTENTION.search(name)):
             fresh.add(name)
         elif source is None:
             wrong.append(f"{name} {list(shape)} is missing there")
         else:
             wrong.append(f"{name} is {list(shape)} here and {list(given[source])} there")
     for source in levels.values():
-        if source != LABELS and not (other_resolution and _ATTENTION.search(source)):
+        if source not in (LABELS, *AUGMENT) and not (other_resolution and _ATTENTION.search(source)):
             wrong.append(f"{source} {list(given[source])} is only there")
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InitError(
-            f"init.path {path}: holds another network: {'; '.join(wrong[:5])}{more}; only model.label_dim and "
-            "model.img_resolution may differ: set the other keys of model as they were there"
+            f"init.path {path}: holds another network: {'; '.join(wrong[:5])}{more}; only model.label_dim, "
+            "model.img_resolution and augment may differ: set the other keys of model as they were there"
         )
     return pairs, fresh
 

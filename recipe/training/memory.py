@@ -148,7 +148,9 @@ def record_step(net: Precond, images: int) -> list[int]:
     with torch.device(device), LiveBytes([*net.parameters(), *net.buffers(), *gradients]) as live:
         clean, noise, sigma = torch.zeros(shape), torch.zeros(shape), torch.ones(images)
         x = clean + sigma[:, None, None, None] * noise
-        denoised, logvar = net(x, sigma, torch.zeros(images, dtype=torch.int64), return_logvar=True)
+        conditions = torch.zeros(images, net.unet.augment_dim) if net.unet.augment_dim > 0 else None
+        labels = torch.zeros(images, dtype=torch.int64)
+        denoised, logvar = net(x, sigma, labels, return_logvar=True, augment=conditions)
         error = denoising_error(denoised, clean, sigma, net.sigma_data)
         uncertainty_loss(error, logvar, clean[0].numel()).mean().backward()
     for parameter in net.parameters():

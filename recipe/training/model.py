@@ -21,8 +21,9 @@ class DiffusionModel(ComposerModel):
     The averages are modules beside the network, so that whatever shards, moves, saves and restores the network does the
     same to them. Nothing ever swaps them into its place.
 
-    A batch is a dict of tensors: `image` uint8 or float [N, C, H, W], `label` int64 [N] (-1 = unconditional), `id`
-    int64 [N]; `ExampleNoise` adds `sigma` float32 [N] and unit-variance `noise` [N, C, H, W].
+    A batch is a dict of tensors: `image` uint8 or float [N, C, H, W], or `mean` and `std` of latents; `label` int64 [N]
+    (-1 = unconditional), `id` int64 [N]. `ExampleImages` makes `image` of them and, with augmentation, `augment`
+    float32 [N, 9]; `ExampleNoise` adds `sigma` float32 [N] and unit-variance `noise` [N, C, H, W].
 
     Args:
         net: the denoiser.
@@ -47,7 +48,7 @@ class DiffusionModel(ComposerModel):
         images = to_network(batch["image"])
         sigma = batch["sigma"]
         x = images + sigma[:, None, None, None] * batch["noise"]
-        denoised, logvar = self.net(x, sigma, batch["label"], return_logvar=True)
+        denoised, logvar = self.net(x, sigma, batch["label"], return_logvar=True, augment=batch.get("augment"))
         return {"images": images, "denoised": denoised, "logvar": logvar}
 
     def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], *args, **kwargs) -> dict[str, Tensor]:  # pyright: ignore
@@ -60,7 +61,7 @@ class DiffusionModel(ComposerModel):
     def flops_per_batch(self, batch: dict[str, Tensor]) -> float:
         """Floating-point operations of a training step on this rank's batch, for SpeedMonitor's MFU."""
         # Two operations per multiply-add; backward costs two forwards.
-        return 2 * 3 * self.macs_per_image * len(batch["image"])
+        return 2 * 3 * self.macs_per_image * len(batch["id"])
 
     def initialize_(self, seed: int) -> None:
         """Fill the network with fresh weights and each average with a copy of them."""

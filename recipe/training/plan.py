@@ -19,6 +19,7 @@ from recipe.training.memory import (
     state_bytes,
     working_bytes,
 )
+from recipe.training.statistics import resolve
 
 GIB = 2**30
 
@@ -61,7 +62,8 @@ def dtype_of(config: Config) -> str:
 def build(config: Config) -> Precond:
     """The network on the meta device, set up as in training."""
     with torch.device("meta"):
-        net = Precond(**config.model.network_arguments(), dtype=getattr(torch, dtype_of(config)))
+        arguments = resolve(config, {"sigma_data": 0.5}).network_arguments()  # no size depends on sigma_data
+        net = Precond(**arguments, dtype=getattr(torch, dtype_of(config)))
     net.unet.activation_checkpointing = config.fsdp is not None and config.fsdp.activation_checkpointing
     return net
 

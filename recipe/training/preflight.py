@@ -11,12 +11,14 @@ import torch
 from recipe.config import Config
 from recipe.config_reader import to_yaml
 from recipe.edm2.precond import Precond
+from recipe.preparation.vae import find_vae
 from recipe.storage.checkpoints import Checkpoint, clean_up, list_checkpoints
 from recipe.storage.ownership import Ownership
 from recipe.storage.places import Place, open_place
 from recipe.training.agreement import check_agreement
 from recipe.training.data import check_data
 from recipe.training.folder import PROGRESS, scratch_folder
+from recipe.training.statistics import resolve
 
 CONFIG = "config.yaml"
 
@@ -44,9 +46,12 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
     """Check data, access, disk space and agreement, take the run's folder and clean it up.
 
     Raises:
-        ValueError: one of DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, RunError.
+        ValueError: one of DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, VaeError, RunError.
     """
     samples, statistics = check_data(config)
+    config = resolve(config, statistics)  # the number is stored: other data must not change it on resume
+    if config.samples.vae is not None:
+        find_vae(config.samples.vae, "samples.vae").check_latents(config.model.img_channels, "model.img_channels")
     place = open_place(config.run_folder())
     place.check_access()
     check_space(config)
@@ -95,7 +100,7 @@ def check_space(config: Config) -> None:
     while not folder.exists():
         folder = folder.parent
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Precond(**config.model.network_arguments()).parameters())
+        parameters = sum(parameter.numel() for parameter in Precond(**config.network_arguments()).parameters())
     averages = len(config.ema.sigma_rels)
     checkpoints = 2 if not place.is_local or config.checkpoints.keep < 0 else config.checkpoints.keep + 1
     # weights, Adam's two moments and the averages in float32; the snapshots of two moments

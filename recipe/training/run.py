@@ -17,13 +17,14 @@ from composer.utils.parallelism import ParallelismConfig
 from recipe.config import Config, Images
 from recipe.edm2.generate import SamplerSettings
 from recipe.edm2.precond import Precond
+from recipe.preparation.vae import VaeError
 from recipe.storage.ownership import OwnedError, Ownership
 from recipe.storage.pickles import UntrustedPickle
 from recipe.storage.places import StorageError
 from recipe.storage.snapshots import SnapshotError
 from recipe.training.agreement import DisagreementError
 from recipe.training.algorithms import training_algorithms
-from recipe.training.callbacks import EMASnapshots, SampleGrid
+from recipe.training.callbacks import EMASnapshots, SampleGrid, decoder
 from recipe.training.data import DataError, training_loader
 from recipe.training.folder import Checkpoints, FileUploads, RunFolder
 from recipe.training.initial_weights import InitError, load_initial_weights
@@ -31,6 +32,7 @@ from recipe.training.model import DiffusionModel
 from recipe.training.preflight import RunError, Start, prepare
 from recipe.training.restore import restore_from
 from recipe.training.sharding import DTYPES, shard_
+from recipe.training.statistics import resolve, whitening_of
 from recipe.training.stopping import GracefulStop, UnsavableError
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,8 @@ EXIT_PREEMPTED = 75  # "try again": the run was told to stop, everything is save
 
 
 USER_ERRORS = (
-    DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, SnapshotError, InitError, RunError,
-    UnsavableError,
+    DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, SnapshotError, InitError, VaeError,
+    RunError, UnsavableError,
 )  # fmt: skip
 """What `train` raises about things that the user can mend; each message is one line that says how."""
 
@@ -126,6 +128,7 @@ def build_trainer(
     dist.broadcast_object_list(told)
     start = told[0]
     assert start is not None
+    config = resolve(config, start.statistics)
     folder = RunFolder(config)
     if dist.get_local_rank() == 0:
         folder.empty_scratch()
@@ -152,7 +155,9 @@ def build_trainer(
         train_subset_num_batches=start.samples // batch,  # streaming pads what is left to the ranks, perhaps to a batch
         optimizers=optimizer(config, model),
         max_duration=batches(config.duration),
-        algorithms=training_algorithms(config, config.optimizer.rampup.images(batch), dist.get_global_rank()),
+        algorithms=training_algorithms(
+            config, config.optimizer.rampup.images(batch), dist.get_global_rank(), whitening_of(start.statistics)
+        ),
         callbacks=[*writers, Checkpoints(folder, batches(config.checkpoints.interval), config.checkpoints.keep)],
         loggers=loggers(config, folder),
         device=device,
@@ -209,7 +214,7 @@ def build_model(config: Config, device: Device) -> tuple[DiffusionModel, Paralle
     """
     dtype = DTYPES[activations(config, device.name == "gpu")]
     with torch.device("meta"):
-        net = Precond(**config.model.network_arguments(), dtype=dtype)
+        net = Precond(**config.network_arguments(), dtype=dtype)
         model = DiffusionModel(net, config.ema.sigma_rels)
     parallelism = None
     if config.fsdp is not None:
@@ -229,7 +234,7 @@ def callbacks(
         EMASnapshots(
             folder,
             config.ema.snapshot_interval.images(batch, epoch),
-            config.model.network_arguments(),
+            config.network_arguments(),
             DTYPES[config.ema.snapshot_dtype],
             statistics,
             config.ema.snapshot_keep,
@@ -240,6 +245,7 @@ def callbacks(
             config.samples.count,
             SamplerSettings(num_steps=config.samples.num_steps, guidance=config.samples.guidance),
             config.samples.batch_size,
+            decoder(config, statistics),
         ),
     ]
     monitors = [NaNMonitor(), LRMonitor(), speed_monitor(config, on_gpu), RuntimeEstimator()]

@@ -1,0 +1,132 @@
+"""MDS shards as a source, and single samples of them by ranged reads, local or in S3. Nothing is unpickled."""
+
+import bisect
+import functools
+import json
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from recipe.preparation.items import Item, ItemError, PreparationError, Raw, Source
+from recipe.preparation.outputs import INDEX, STATISTICS, stored_file
+from recipe.storage.places import MissingError, Place
+
+IMAGE_ENCODINGS = ("png", "jpeg", "pil", "bytes", "ndarray")
+LABEL_ENCODINGS = ("int", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "str_int")
+UNSAFE = "pkl"
+
+
+class MdsShards:
+    """Samples of the MDS data set at a place, by number.
+
+    Raises:
+        PreparationError: no index, a damaged one, or a column that would have to be unpickled.
+    """
+
+    def __init__(self, place: Place):
+        self.place = place
+        try:
+            self.shards = json.loads(place.read(INDEX))["shards"]
+            self.ends = list(accumulate(shard["samples"] for shard in self.shards))
+            encodings = [encoding for shard in self.shards for encoding in shard["column_encodings"]]
+        except MissingError:
+            raise PreparationError(f"{place.address}: holds no {INDEX} of MDS shards; check the address") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise PreparationError(f"{place.address}/{INDEX}: is not an MDS index ({error!r}); make it again") from None
+        if UNSAFE in encodings:
+            raise PreparationError(
+                f"{place.address}: has a column of pickles, which can run any code; write it again without"
+            )
+        self._whole = functools.lru_cache(maxsize=1)(self._load)
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def sample(self, index: int, whole: bool = False) -> dict[str, Any]:
+        """One sample by column. `whole` keeps its shard in memory, which pays where the next ones are read too."""
+        number = bisect.bisect_right(self.ends, index)
+        shard = self.shards[number]
+        row = index - (self.ends[number] - shard["samples"])
+        if whole or shard.get("zip_data"):
+            data = self._whole(number)
+            begin, end = np.frombuffer(data, np.uint32, 2, 4 + 4 * row)
+            return _decoded(shard, data[begin:end])
+        name = shard["raw_data"]["basename"]
+        begin, end = map(int, np.frombuffer(self.place.read(name, 4 + 4 * row, 8), np.uint32))
+        return _decoded(shard, self.place.read(name, begin, end - begin))
+
+    def _load(self, number: int) -> bytes:
+        from streaming.base.compression import decompress
+
+        shard = self.shards[number]
+        data = self.place.read(stored_file(shard)["basename"])
+        if shard.get("zip_data"):
+            data = decompress(shard["compression"], data)
+        if len(data) != shard["raw_data"]["bytes"]:
+            raise ItemError(f"is in a shard of {len(data)} bytes, not the {shard['raw_data']['bytes']} of its index")
+        return data
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """Shard file and mean size in bytes for each sample."""
+        for shard in self.shards:
+            size = shard["raw_data"]["bytes"] // max(1, shard["samples"])
+            for row in range(shard["samples"]):
+                yield f"{shard['raw_data']['basename']}[{row}]", size
+
+
+def _decoded(shard: dict[str, Any], data: bytes) -> dict[str, Any]:
+    from streaming.base.format.mds.encodings import mds_decode
+
+    sizes = list(shard["column_sizes"])
+    unknown = [column for column, size in enumerate(sizes) if not size]
+    for column, size in zip(unknown, np.frombuffer(data, np.uint32, len(unknown)), strict=True):
+        sizes[column] = int(size)
+    sample, position = {}, 4 * len(unknown)
+    for name, encoding, size in zip(shard["column_names"], shard["column_encodings"], sizes, strict=True):
+        sample[name] = mds_decode(encoding, data[position : position + size])
+        position += size
+    return sample
+
+
+class MdsSource(Source):
+    """The column of images and the column of labels, if there is one, of an MDS data set."""
+
+    def __init__(self, place: Place):
+        self.shards = MdsShards(place)
+        if not len(self.shards):
+            raise PreparationError(f"{place.address}: its index lists no samples; name another")
+        image, label = self._column("image", IMAGE_ENCODINGS, place), self._column("label", LABEL_ENCODINGS, place)
+        if image is None:
+            columns = ", ".join(self.shards.shards[0]["column_names"])
+            raise PreparationError(f"{place.address}: has no column of images, only {columns}; name another data set")
+        self.image = image
+        self.class_names = _class_names(place)
+        self.items = []
+        for index, (name, size) in enumerate(self.shards.names()):
+            number = -1 if label is None else int(self.shards.sample(index, whole=True)[label])
+            if number < -1:
+                raise PreparationError(f"{place.address}: {name} has the label {number}; ids count from 0, -1 = none")
+            self.items.append(Item(name, size, number))
+
+    def read(self, index: int) -> Raw:
+        return self.shards.sample(index, whole=True)[self.image]
+
+    def _column(self, name: str, encodings: tuple[str, ...], place: Place) -> str | None:
+        """The column of that name, or the only one of a fitting encoding."""
+        shard = self.shards.shards[0]
+        kinds = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+        fitting = [column for column, kind in kinds.items() if kind.split(":")[0] in encodings]
+        if name in fitting:
+            return name
+        if len(fitting) > 1:
+            raise PreparationError(f"{place.address}: {', '.join(fitting)} may each be the {name}; call one {name}")
+        return fitting[0] if fitting else None
+
+
+def _class_names(place: Place) -> list[str] | None:
+    try:
+        return json.loads(place.read(STATISTICS)).get("class_names")
+    except (MissingError, ValueError):
+        return None
