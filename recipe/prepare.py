@@ -76,7 +76,8 @@ def arguments_parser() -> argparse.ArgumentParser:
         "--skip-errors", action="store_true", help="leave files out that are no images; they are listed in skipped.json"
     )
     add("--overwrite", action="store_true", help="replace another data set at --out")
-    add("--inspect", metavar="PLACE", help="print what shards hold and draw a contact sheet; nothing is prepared")
+    add("--inspect", metavar="PLACE", help="print what shards hold and draw a contact sheet; nothing is prepared; "
+        "of latents --vae decodes some")  # fmt: skip
     add("--sheet", type=Path, metavar="FILE", help="PNG for the contact sheet (default NAME-contact-sheet.png)")
     return parser
 
@@ -84,7 +85,9 @@ def arguments_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> str:
     """Do what is asked for; returns what to print. Raises PreparationError, StorageError."""
     if arguments.inspect is not None:
-        return inspect(arguments.inspect, arguments.sheet)
+        if arguments.source is not None or arguments.out is not None:
+            raise PreparationError(f"--inspect {arguments.inspect}: prepares nothing; leave SOURCE and --out away")
+        return inspect(arguments.inspect, arguments.sheet, arguments.vae)
     for name in ("source", "out"):
         if getattr(arguments, name) is None:
             raise PreparationError(f"{'--out' if name == 'out' else 'SOURCE'} is missing; see --help")

@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -69,3 +69,40 @@ def cluster() -> Iterator["SlurmCluster"]:
     cluster = SlurmCluster()
     yield cluster
     cluster.close()
+
+
+@pytest.fixture(scope="session")
+def vae_model() -> Any:
+    """A small autoencoder with random weights as diffusers has it: the reference."""
+    from small_vae import build
+
+    return build()
+
+
+@pytest.fixture(scope="session")
+def vae(vae_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of this autoencoder; read-only."""
+    folder = tmp_path_factory.mktemp("models") / "small-vae"
+    vae_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures for it; read-only."""
+    from small_vae import save_pictures
+
+    folder = tmp_path_factory.mktemp("pictures")
+    save_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoded(vae: Path, vae_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of their latents; read-only."""
+    from recipe.prepare import prepare
+    from small_vae import SMALL
+
+    out = tmp_path_factory.mktemp("data") / "latents"
+    prepare(str(vae_pictures), out, vae=str(vae), **SMALL)
+    return out

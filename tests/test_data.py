@@ -105,7 +105,7 @@ def test_unconditional_training_on_labelled_images(digits: Path):
         data=SimpleNamespace(local=str(digits)), model=SimpleNamespace(**NETWORK | {"label_dim": 0})
     )
     check_statistics(read_statistics(str(digits)), config, "here")
-    dataset = ImageDataset(**NETWORK | {"label_dim": 0}, local=str(digits), batch_size=4, shuffle=False)
+    dataset = ImageDataset(**{**NETWORK, "label_dim": 0}, local=str(digits), batch_size=4, shuffle=False)
     assert dataset[7]["label"] == -1
 
 
@@ -126,7 +126,9 @@ def test_remote_data_is_described_before_it_is_streamed(digits: Path, tmp_path: 
 
 def test_less_data_than_a_batch(digits: Path):
     data = SimpleNamespace(local=str(digits), remote=None, streams=None)
-    config = SimpleNamespace(data=data, model=SimpleNamespace(**NETWORK), global_batch_size=8192)
+    config = SimpleNamespace(
+        data=data, model=SimpleNamespace(**NETWORK), samples=SimpleNamespace(vae=None), global_batch_size=8192
+    )
     with pytest.raises(DataError, match="5000 images are fewer than global_batch_size 8192"):
         check_data(config)
 

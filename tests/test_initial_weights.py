@@ -102,7 +102,7 @@ def test_attention_that_only_one_has(trained: tuple[DiffusionModel, str], capsys
 def test_other_differences_are_listed(changes: dict[str, Any], mention: str, trained: tuple[DiffusionModel, str]):
     with pytest.raises(InitError, match=mention) as caught:
         load(model(**changes), trained[1])
-    assert "only model.label_dim and model.img_resolution may differ" in str(caught.value)
+    assert "only model.label_dim, model.img_resolution and augment may differ" in str(caught.value)
 
 
 def test_a_folder_without_checkpoint(tmp_path: Path):

@@ -9,7 +9,9 @@ import shutil
 import signal
 import time
 import warnings
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from recipe.preparation.statistics import PixelSums
 from recipe.prepare import prepare
 from recipe.storage.places import Place, StorageError, open_place
 from recipe.training.data import check_shards
+from recipe.training.shards import Source, read_labels
 
 MANY = 300
 
@@ -42,7 +45,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(folder, files)
 
 
-OPTIONS = {"resolution": 16, "crop": "center-crop-dhariwal", "shard_size": "40kb"}
+OPTIONS: dict[str, Any] = {"resolution": 16, "crop": "center-crop-dhariwal", "shard_size": "40kb"}
 """About ten shards of `photos`."""
 
 
@@ -215,7 +218,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
 
 def test_work_of_other_settings_or_with_a_lost_shard_is_done_again(photos: Path, undisturbed: Path, tmp_path: Path):
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
-    prepare(str(photos), partial, **OPTIONS | {"resolution": 8})
+    prepare(str(photos), partial, **{**OPTIONS, "resolution": 8})
     index = json.loads((partial / "index.json").read_text())
     for number, shard in enumerate(index["shards"]):
         note = {"key": "of other settings", "samples": shard["samples"], "shards": [shard], "skipped": []}
@@ -226,7 +229,7 @@ def test_work_of_other_settings_or_with_a_lost_shard_is_done_again(photos: Path,
     assert contents(out) == contents(undisturbed)
 
 
-def started(*arguments, **options) -> multiprocessing.process.BaseProcess:
+def started(*arguments: Any, **options: Any) -> BaseProcess:
     """A preparation in a process of its own, which is forked because importing takes seconds."""
 
     def work() -> None:
@@ -447,11 +450,13 @@ def test_shards_go_to_s3_one_by_one(
         prepare(str(photos), bucket_folder, resolution=8)
     prepare(str(photos), bucket_folder, resolution=8, overwrite=True)
     index = json.loads(place.read("index.json"))
-    wanted = {"index.json", "stats.json", *(shard["raw_data"]["basename"] for shard in index["shards"])}
+    wanted = {"index.json", "stats.json", "labels.npy", *(shard["raw_data"]["basename"] for shard in index["shards"])}
     assert {entry.name for entry in place.list()} == wanted
     assert re.search(rf"samples +{MANY}\n", inspect(bucket_folder, tmp_path / "sheet.png"))
     prepare(bucket_folder, tmp_path / "back", encoding="raw")
-    assert np.array_equal(stored(tmp_path / "back", 8)[0][5], read_back(place, index, 5))
+    images, labels = stored(tmp_path / "back", 8)
+    assert np.array_equal(images[5], read_back(place, index, 5))
+    assert read_labels(Source("data", "cache", bucket_folder)).tolist() == labels
 
 
 def assert_complete_or_absent(place: Place) -> None:

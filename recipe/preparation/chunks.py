@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +84,7 @@ def write_chunk(job: Job, chunk: Chunk, folder: Path, done: Callable[[int], obje
 
     shutil.rmtree(folder, ignore_errors=True)
     broken: list[tuple[str, str]] = []
-    labels: Counter[str] = Counter()
+    labels: list[int] = []
     sums = job.encoder.sums()
     columns = job.encoder.columns | {"label": "int"}
     with MDSWriter(
@@ -97,15 +96,15 @@ def write_chunk(job: Job, chunk: Chunk, folder: Path, done: Callable[[int], obje
             sums.add(images, samples)
             for index, sample in zip(indices, samples, strict=True):
                 label = job.source.items[index].label
-                labels[str(label)] += 1
+                labels.append(label)
                 writer.write(sample | {"label": label})
     if broken and not job.skip_errors:
         raise BrokenItems(broken)
     return {
         "key": chunk.key,
-        "samples": sum(labels.values()),
+        "samples": len(labels),
         "shards": _named(folder, writer.shards, chunk.number),
-        "labels": dict(sorted(labels.items())),
+        "labels": labels,
         "sums": sums.note(),
         "skipped": broken,
     }

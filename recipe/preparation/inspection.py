@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from recipe.preparation.items import PreparationError
+from recipe.preparation.items import PreparationError, Raw
 from recipe.preparation.mds import MdsShards
 from recipe.preparation.outputs import STATISTICS, stored_file
 from recipe.preparation.pictures import upright
@@ -16,17 +18,19 @@ from recipe.storage.places import MissingError, open_place
 
 COLUMNS, ROWS = 12, 8
 CELL = 128  # largest width and height of a picture on the sheet, in pixels
+DECODED_ROWS = 2  # of latents, whose decoding takes seconds each without a GPU
 CLASSES_SHOWN = 10
 
 
-def inspect(address: str, sheet: Path | None) -> str:
+def inspect(address: str, sheet: Path | None, vae: str | None = None) -> str:
     """Describe the data set at a local path or s3://bucket/prefix, and draw pictures spread over it.
 
     Args:
         sheet: PNG file for the pictures; None = `NAME-contact-sheet.png` in the current folder.
+        vae: the autoencoder that decodes latents; None = their first channels are drawn as colours.
 
     Raises:
-        PreparationError, StorageError: no data set there, or one that cannot be read.
+        PreparationError, StorageError: no data set there, or one that cannot be read; an autoencoder that does not fit.
     """
     shards = MdsShards(open_place(address))
     try:
@@ -37,9 +41,17 @@ def inspect(address: str, sheet: Path | None) -> str:
         raise PreparationError(f"{address}/{STATISTICS}: is not valid JSON; prepare the data again") from None
     path = sheet or Path(f"{os.path.basename(os.path.abspath(address))}-contact-sheet.png")
     lines = table(facts, shards)
-    if len(shards) and "image" in shards.shards[0]["column_names"]:
-        contact_sheet(shards).save(path)
+    columns = [name for name, _ in _columns(shards)]
+    if vae is not None and "mean" not in columns:
+        raise PreparationError(f"--vae {vae}: {address} holds no latents; leave it out")
+    if "image" in columns:
+        contact_sheet(_spread(shards, "image", ROWS)).save(path)
         lines.append(("contact sheet", str(path)))
+    elif "mean" in columns:
+        latents = _spread(shards, "mean", ROWS if vae is None else DECODED_ROWS)
+        contact_sheet(_coloured(latents) if vae is None else _decoded(latents, vae, address)).save(path)
+        how = "latents in false colours; --vae NAME decodes them" if vae is None else f"decoded by {vae}"
+        lines.append(("contact sheet", f"{path} ({how})"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)
 
@@ -84,14 +96,36 @@ def _classes(counts: dict[str, int], class_names: list[str] | None) -> list[tupl
     return lines
 
 
-def contact_sheet(shards: MdsShards) -> Image.Image:
-    """Pictures spread evenly over the data set, in its order, row by row."""
-    number = min(len(shards), COLUMNS * ROWS)
-    pictures = [
-        upright(shards.sample(index * len(shards) // number)["image"]).convert("RGB") for index in range(number)
-    ]
+def _spread(shards: MdsShards, column: str, rows: int) -> list[Any]:
+    """A column of samples spread evenly over the data set, in its order."""
+    number = min(len(shards), COLUMNS * rows)
+    return [shards.sample(index * len(shards) // number, only=[column])[column] for index in range(number)]
+
+
+def _coloured(latents: list[NDArray[np.floating]]) -> list[NDArray[np.uint8]]:
+    """Three channels, or one, of latents [C, H, W] as colours, each from -2 to 2 standard deviations."""
+    values = np.stack(latents)[:, : 3 if len(latents[0]) >= 3 else 1].astype(np.float64)
+    mean, std = (moment(values, axis=(0, 2, 3), keepdims=True) for moment in (np.mean, np.std))
+    scaled = (values - mean) / np.maximum(std, 1e-12) / 2
+    return list(np.clip(scaled * 127.5 + 127.5, 0, 255).astype(np.uint8))
+
+
+def _decoded(latents: list[NDArray[np.floating]], vae: str, address: str) -> list[NDArray[np.uint8]]:
+    import torch  # takes seconds to import, and most data are pixels
+
+    from recipe.preparation.vae import Vae, find_vae
+
+    files = find_vae(vae)
+    files.check_latents(len(latents[0]), address)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return list(Vae(files, device).decode(torch.from_numpy(np.stack(latents)).float()).numpy())
+
+
+def contact_sheet(raws: Sequence[Raw]) -> Image.Image:
+    """Pictures row by row, none of them larger than CELL."""
+    pictures = [upright(raw).convert("RGB") for raw in raws]
     cell = min(CELL, max(max(picture.size) for picture in pictures))
-    rows = -(-number // COLUMNS)
+    rows = -(-len(pictures) // COLUMNS)
     sheet = np.full((rows * (cell + 2) - 2, COLUMNS * (cell + 2) - 2, 3), 255, np.uint8)
     for index, picture in enumerate(pictures):
         picture.thumbnail((cell, cell))

@@ -3,7 +3,7 @@
 import bisect
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -44,18 +44,23 @@ class MdsShards:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def sample(self, index: int, whole: bool = False) -> dict[str, Any]:
-        """One sample by column. `whole` keeps its shard in memory, which pays where the next ones are read too."""
+    def sample(self, index: int, whole: bool = False, only: Sequence[str] | None = None) -> dict[str, Any]:
+        """One sample by column.
+
+        Args:
+            whole: keep its shard in memory, which pays where the next ones are read too.
+            only: columns to decode; None = all.
+        """
         number = bisect.bisect_right(self.ends, index)
         shard = self.shards[number]
         row = index - (self.ends[number] - shard["samples"])
         if whole or shard.get("zip_data"):
             data = self._whole(number)
             begin, end = np.frombuffer(data, np.uint32, 2, 4 + 4 * row)
-            return _decoded(shard, data[begin:end])
+            return _decoded(shard, data[begin:end], only)
         name = shard["raw_data"]["basename"]
         begin, end = map(int, np.frombuffer(self.place.read(name, 4 + 4 * row, 8), np.uint32))
-        return _decoded(shard, self.place.read(name, begin, end - begin))
+        return _decoded(shard, self.place.read(name, begin, end - begin), only)
 
     def _load(self, number: int) -> bytes:
         from streaming.base.compression import decompress
@@ -76,7 +81,7 @@ class MdsShards:
                 yield f"{shard['raw_data']['basename']}[{row}]", size
 
 
-def _decoded(shard: dict[str, Any], data: bytes) -> dict[str, Any]:
+def _decoded(shard: dict[str, Any], data: bytes, only: Sequence[str] | None) -> dict[str, Any]:
     from streaming.base.format.mds.encodings import mds_decode
 
     sizes = list(shard["column_sizes"])
@@ -85,7 +90,8 @@ def _decoded(shard: dict[str, Any], data: bytes) -> dict[str, Any]:
         sizes[column] = int(size)
     sample, position = {}, 4 * len(unknown)
     for name, encoding, size in zip(shard["column_names"], shard["column_encodings"], sizes, strict=True):
-        sample[name] = mds_decode(encoding, data[position : position + size])
+        if only is None or name in only:
+            sample[name] = mds_decode(encoding, data[position : position + size])
         position += size
     return sample
 
@@ -105,13 +111,13 @@ class MdsSource(Source):
         self.class_names = _class_names(place)
         self.items = []
         for index, (name, size) in enumerate(self.shards.names()):
-            number = -1 if label is None else int(self.shards.sample(index, whole=True)[label])
+            number = -1 if label is None else int(self.shards.sample(index, whole=True, only=[label])[label])
             if number < -1:
                 raise PreparationError(f"{place.address}: {name} has the label {number}; ids count from 0, -1 = none")
             self.items.append(Item(name, size, number))
 
     def read(self, index: int) -> Raw:
-        return self.shards.sample(index, whole=True)[self.image]
+        return self.shards.sample(index, whole=True, only=[self.image])[self.image]
 
     def _column(self, name: str, encodings: tuple[str, ...], place: Place) -> str | None:
         """The column of that name, or the only one of a fitting encoding."""

@@ -2,6 +2,7 @@
 
 import abc
 import fcntl
+import io
 import json
 import os
 import re
@@ -14,16 +15,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recipe.preparation.chunks import Chunk, Note
 from recipe.preparation.items import PreparationError
 from recipe.storage.local import LocalPlace
 from recipe.storage.places import MissingError, Place, is_remote, open_place
 
-INDEX, STATISTICS, SKIPPED = "index.json", "stats.json", "skipped.json"
+INDEX, STATISTICS, LABELS, SKIPPED = "index.json", "stats.json", "labels.npy", "skipped.json"
 NOTES = "unfinished"  # folder with one note per finished chunk, until all are
 LOCK = "lock"
 SHARD = re.compile(r"shard\.\d{5,}(-\d+)?\.mds(\.\w+)?")
-OURS = re.compile(rf"{SHARD.pattern}|{NOTES}/\d+\.json|index\.json|stats\.json|skipped\.json")
+OURS = re.compile(rf"{SHARD.pattern}|{NOTES}/\d+\.json|index\.json|stats\.json|labels\.npy|skipped\.json")
 READERS = 16  # threads
 LOCK_SECONDS = 5  # that an interrupted run's workers may take to end
 
@@ -123,13 +127,18 @@ class Output(abc.ABC):
     def _move(self, path: Path, name: str) -> None:
         """Move a local file to the place, all or nothing."""
 
-    def finish(self, index: dict[str, Any], facts: dict[str, Any], skipped: dict[str, str]) -> None:
-        """Make the data set complete: statistics, then the index, then everything else goes."""
+    def finish(
+        self, index: dict[str, Any], facts: dict[str, Any], labels: NDArray[np.int64], skipped: dict[str, str]
+    ) -> None:
+        """Make the data set complete: labels and statistics, then the index, then everything else goes."""
         names = {stored_file(entry)["basename"] for entry in index["shards"]}
         stale = [e.name for e in self.place.list("shard.") if SHARD.fullmatch(e.name) and e.name not in names]
         self.place.delete(stale if skipped else [*stale, SKIPPED])
         if skipped:
             self.place.write(SKIPPED, (json.dumps(skipped, indent=2, ensure_ascii=False) + "\n").encode())
+        file = io.BytesIO()
+        np.save(file, labels, allow_pickle=False)
+        self.place.write(LABELS, file.getvalue())
         self.place.write(STATISTICS, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
         self.place.write(INDEX, json.dumps(index, sort_keys=True).encode())
         self.clear()

@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from recipe.preparation.chunks import Chunk, Job, Note
@@ -76,11 +78,11 @@ def _made(job: Job, output: Output, workers: int, about: dict[str, Any], ranks: 
         return {}
     if ranks.size > 1:
         notes = output.finished(chunks)
-    index, facts, skipped = merged([notes[chunk.number] for chunk in chunks], job, about)
+    index, facts, labels, skipped = merged([notes[chunk.number] for chunk in chunks], job, about)
     if not facts["num_images"]:
         reason = next(iter(skipped.values()))
         raise PreparationError(f"{about['source']}: every item was skipped; the first {reason}")
-    output.finish(index, facts, skipped)
+    output.finish(index, facts, labels, skipped)
     return facts
 
 
@@ -117,24 +119,24 @@ def _listed(broken: Sequence[tuple[str, str]]) -> str:
 
 def merged(
     notes: Sequence[Note], job: Job, about: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Index, statistics and skipped items (reason by name) of all chunks, in their order."""
+) -> tuple[dict[str, Any], dict[str, Any], NDArray[np.int64], dict[str, str]]:
+    """Index, statistics, label of each sample, and skipped items (reason by name) of all chunks, in their order."""
     sums = job.encoder.sums()
     for note in notes:
         sums.merge(note["sums"])
     skipped = {name: reason for note in notes for name, reason in note["skipped"]}
     index = {"version": 2, "shards": [entry for note in notes for entry in note["shards"]]}
-    count = sum(note["samples"] for note in notes)
+    labels = np.array([label for note in notes for label in note["labels"]], np.int64)
     facts = {
         "kind": job.encoder.kind,
-        "num_images": count,
+        "num_images": len(labels),
         **job.encoder.about(),
         "label_dim": job.source.label_dim(),
-        "images_per_class": images_per_class([note["labels"] for note in notes]),
+        "images_per_class": images_per_class(labels),
         "class_names": job.source.class_names,
-        **(sums.facts() if count else {}),
+        **(sums.facts() if len(labels) else {}),
         "num_skipped": sum(len(note["skipped"]) for note in notes),
         **about,
         "settings": job.settings,
     }
-    return index, facts, skipped
+    return index, facts, labels, skipped

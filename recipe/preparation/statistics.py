@@ -1,6 +1,5 @@
 """What is known of the stored pictures, from sums over chunks that merge without rounding."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,9 +52,7 @@ def _std(n: int, total: int, squares: int) -> float:
     return (n * squares - total * total) ** 0.5 / n / 127.5
 
 
-def images_per_class(counts: Sequence[dict[str, int]]) -> dict[str, int]:
-    """The labels of all chunks together, in order of class id."""
-    total: Counter[str] = Counter()
-    for part in counts:
-        total.update(part)
-    return {label: total[label] for label in sorted(total, key=int)}
+def images_per_class(labels: NDArray[np.int64]) -> dict[str, int]:
+    """How many samples have each label, in order of class id."""
+    ids, counts = np.unique(labels, return_counts=True)
+    return {str(label): int(count) for label, count in zip(ids, counts, strict=True)}

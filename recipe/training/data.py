@@ -16,8 +16,8 @@ from streaming import Stream, StreamingDataLoader, StreamingDataset
 from streaming.base.spanner import Spanner
 
 from recipe.training.sampling import balanced_draws, occurrences
-from recipe.training.shared_memory import clear_stale
 from recipe.training.shards import check_shards, read_index, read_labels, read_remote, read_statistics, sources
+from recipe.training.shared_memory import clear_stale
 from recipe.training.statistics import (
     DataError,
     check_kind,

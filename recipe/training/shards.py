@@ -12,12 +12,9 @@ from numpy.typing import NDArray
 from streaming.base.format import reader_from_json
 from streaming.base.storage import CloudDownloader
 
+from recipe.preparation.outputs import INDEX, LABELS, STATISTICS
 from recipe.storage.places import MissingError, open_place
 from recipe.training.statistics import DataError
-
-INDEX = "index.json"
-STATISTICS = "stats.json"
-LABELS = "labels.npy"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""How fast one worker of the training loader reads, and what augmentation costs."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from streaming import MDSWriter
+
+from recipe.config import Config
+from recipe.config_reader import read_config
+from recipe.edm2.augment import Augmentation, augment
+from recipe.training.data import training_loader
+
+REPEATS = 5
+SOURCES = {  # of synthetic shards: columns
+    "png": {"image": "png", "label": "int"},
+    "raw": {"image": "ndarray:uint8", "label": "int"},
+    "latents float32": {"mean": "ndarray:float32", "std": "ndarray:float32", "label": "int"},
+    "latents float16": {"mean": "ndarray:float16", "std": "ndarray:float16", "label": "int"},
+}
+
+
+def bench_data(given: Config | None, folder: Path, images: int, resolution: int) -> None:
+    """Print images per second and worker of the read path, and what augmentation costs per image.
+
+    Args:
+        given: names the data; None = synthetic sets of `images` images in `folder`.
+        resolution: of these, and of the images that are augmented.
+    """
+    print(f"machine            {platform.processor() or platform.machine()}, torch {torch.__version__}")
+    for name, config in ({"data": given} if given else synthetic(folder, images, resolution)).items():
+        print(f"read: {name:<32} {summary(read_rates(config))} images/s and worker")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for p in (0.12, 1.0):
+        print(f"augment: p = {p:<27} {summary(augment_costs(p, resolution, device))} ms an image on {device}")
+
+
+def synthetic(folder: Path, images: int, resolution: int) -> dict[str, Config]:
+    """Configurations that name data sets of each kind, which are written here."""
+    configurations = {}
+    empty = folder / "defaults.yaml"
+    empty.write_text("samples: {interval: null}\n")
+    for kind, columns in SOURCES.items():
+        path = folder / kind.replace(" ", "-")
+        write_synthetic(path, columns, images, resolution)
+        size = sum(file.stat().st_size for file in path.glob("*.mds")) / images / 1e3
+        shape = [f"model.img_resolution={resolution}", f"model.img_channels={4 if 'mean' in columns else 3}"]
+        given = ["run_name=bench", f"data.local={path}", "data.num_workers=1", "global_batch_size=256", *shape]
+        configurations[f"{kind}, {size:.1f} kB an image"] = read_config([str(empty), *given])
+    return configurations
+
+
+def write_synthetic(folder: Path, columns: dict[str, str], images: int, resolution: int) -> None:
+    """Shards of random pictures that compress like photographs: smooth patches and a little noise."""
+    generator = np.random.default_rng(0)
+    with MDSWriter(out=str(folder), columns=columns) as writer:
+        for index in range(images):
+            if "mean" in columns:
+                shape, dtype = (4, resolution, resolution), columns["mean"].split(":")[1]
+                arrays: dict[str, Any] = {name: generator.normal(size=shape).astype(dtype) for name in ("mean", "std")}
+            else:
+                patches = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+                smooth = np.asarray(patches.resize((resolution, resolution), Image.Resampling.BICUBIC), dtype=np.int16)
+                noisy = (smooth + generator.integers(-4, 5, smooth.shape)).clip(0, 255).astype(np.uint8)
+                arrays = {"image": Image.fromarray(noisy) if columns["image"] == "png" else noisy.transpose(2, 0, 1)}
+            writer.write(arrays | {"label": index % 1000})
+
+
+def read_rates(config: Config) -> list[float]:
+    """Images per second and worker that the training loader brings, by epoch, without the start of its workers."""
+    rates, loader, batch = [], training_loader(config, config.global_batch_size), config.global_batch_size
+    for _ in range(REPEATS):
+        batches: Iterator[Any] = iter(loader)
+        first = 4  # what the workers have prepared while they started
+        for _ in range(first):
+            next(batches)
+        started = time.perf_counter()
+        count = sum(1 for _ in batches)
+        rates.append(count * batch / (time.perf_counter() - started) / max(config.data.num_workers, 1))
+    return rates
+
+
+def augment_costs(p: float, resolution: int, device: str) -> list[float]:
+    """Milliseconds per RGB image of augmenting a batch of 64 with all transforms of probability p."""
+    images, ids = torch.randn(64, 3, resolution, resolution, device=device), torch.arange(64, device=device)
+    synchronize: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    costs = []
+    for batch in range(2 * REPEATS):
+        synchronize()
+        started = time.perf_counter()
+        augment(images, ids, Augmentation(p, 1e8, 1, 1, 1, 1, 1), 0, batch)
+        synchronize()
+        costs.append((time.perf_counter() - started) / len(images) * 1e3)
+    return costs[REPEATS:]
+
+
+def summary(values: list[float]) -> str:
+    """Median and range."""
+    digits = 0 if min(values) > 100 else 2
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

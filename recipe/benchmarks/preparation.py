@@ -1,0 +1,78 @@
+"""How fast pictures become shards, and how large these are."""
+
+import contextlib
+import io
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from recipe.prepare import prepare
+
+CASES: list[dict[str, Any]] = [
+    {"resolution": 64, "encoding": "png"},
+    {"resolution": 64, "encoding": "webp"},
+    {"resolution": 64, "encoding": "raw"},
+    {"resolution": 512, "encoding": "png"},
+    {"resolution": 512, "encoding": "webp"},
+    {"resolution": 512, "encoding": "raw"},
+]
+PHOTO = (500, 375)  # width and height, as most of ImageNet
+QUALITY = 95  # of JPEG; files are then as large as ImageNet's on average, 110 kB
+IMAGENET = 1_281_167  # images
+
+
+def bench_preparation(source: str | None, images: int, folder: Path) -> None:
+    """Print images per second and bytes per image of some kinds of shards, on one process and on all processors.
+
+    Args:
+        source: as of prepare.py; None = JPEG files cut from two photographs.
+        images: how many of these.
+        folder: for the files and the shards.
+    """
+    if source is None:
+        source = str(folder / "photos")
+        size = write_photos(Path(source), images)
+        print(f"source             {images} JPEG files of {PHOTO[0]}x{PHOTO[1]}, {size / 1e3:.0f} kB each")
+    processors = len(os.sched_getaffinity(0))
+    print(f"machine            {platform.processor() or platform.machine()}, {processors} processors")
+    for case in CASES:
+        rates, size = [], 0.0
+        for workers in sorted({1, processors}):
+            out = folder / f"{case['resolution']}-{case['encoding']}-{workers}"
+            settings: dict[str, Any] = {"crop": "center-crop-dhariwal", "shard_size": "8mb", **case}
+            started = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                facts = prepare(source, out, workers=workers, **settings)
+            rates.append(f"{facts['num_images'] / (time.perf_counter() - started):.0f} ({workers})")
+            size = sum(path.stat().st_size for path in out.glob("shard.*")) / facts["num_images"]
+        name = f"{case['resolution']}x{case['resolution']} {case['encoding']}"
+        print(f"{name:<18} images/s (processes): {', '.join(rates)}; {size / 1e3:.1f} kB an image, "
+              f"{size * IMAGENET / 1e9:.0f} GB for ImageNet")  # fmt: skip
+
+
+def write_photos(folder: Path, count: int) -> float:
+    """Write JPEG files, each a part of one of scikit-learn's two photographs; returns their mean size in bytes.
+
+    scikit-learn comes with the extra `demo`.
+    """
+    from sklearn.datasets import load_sample_images
+
+    photographs = load_sample_images().images
+    generator = np.random.default_rng(0)
+    width, height = PHOTO
+    total = 0
+    for index in range(count):
+        whole = photographs[index % len(photographs)]
+        top, left = (
+            generator.integers(0, have - want + 1) for have, want in zip(whole.shape[:2], (height, width), strict=True)
+        )
+        path = folder / f"{index % 10}" / f"{index:06}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(whole[top : top + height, left : left + width]).save(path, quality=QUALITY)
+        total += path.stat().st_size
+    return total / count
