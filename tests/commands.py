@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+TRAIN = ROOT / "recipe" / "train.py"
 
 TINY_RUN = [
     "run_name=tiny",
@@ -74,11 +75,19 @@ def assert_refused(done: subprocess.CompletedProcess[str], *mentions: str) -> No
         assert mention in done.stderr, done.stderr
 
 
-def launch(ranks: int, *arguments: str | Path) -> list[str]:
-    """The command that trains on several ranks through Composer's launcher."""
-    port = free_port()
-    script = [str(ROOT / "recipe" / "train.py")]
-    return [str(BIN / "composer"), "-n", str(ranks), "--master_port", str(port), *script, *map(str, arguments)]
+def launch(ranks: int, *arguments: str | Path, script: Path = TRAIN) -> list[str]:
+    """The command that runs a script on several ranks, or on one.
+
+    For tests in which the launcher does not matter: torchrun starts in 2 seconds, composer in 8.
+    """
+    start = [str(BIN / "torchrun"), f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+    return [*(start if ranks > 1 else [sys.executable]), str(script), *map(str, arguments)]
+
+
+def composer(ranks: int, *arguments: str | Path, script: Path = TRAIN) -> list[str]:
+    """The same through Composer's launcher."""
+    start = [str(BIN / "composer"), "-n", str(ranks), "--master_port", str(free_port())]
+    return [*start, str(script), *map(str, arguments)]
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import ROOT, assert_refused, command_line, launch, run, train_arguments
+from commands import ROOT, assert_refused, command_line, composer, run, train_arguments
 from fault_proxy import FaultProxy
 from object_store import ObjectStore, environment
 from recipe.storage.checkpoints import newest_whole
@@ -26,7 +26,7 @@ def arguments(digits: Path, folder: str, *overrides: str) -> list[str]:
 @pytest.fixture(scope="module")
 def undisturbed(digits: Path, object_store: ObjectStore) -> str:
     folder = f"s3://{object_store.bucket}/steady"
-    done = run(launch(2, *arguments(digits, folder)), env=object_store.environment)
+    done = run(composer(2, *arguments(digits, folder)), env=object_store.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -39,7 +39,7 @@ def test_a_tenth_of_the_requests_fail(undisturbed: str, digits: Path, object_sto
     folder = f"s3://{object_store.bucket}/faulty"
     with FaultProxy(object_store.endpoint, share=0.1, seed=3) as proxy:
         overrides = (f"data.remote={remote.address}", f"data.local={tmp_path / 'cache'}")
-        done = run(launch(2, *arguments(digits, folder, *overrides)), env=environment(proxy.endpoint))
+        done = run(composer(2, *arguments(digits, folder, *overrides)), env=environment(proxy.endpoint))
         assert done.returncode == 0, done.stdout + done.stderr
         assert sum(proxy.counts[kind] for kind in proxy.kinds) >= 5
     assert stored_snapshots(open_place(folder)) == stored_snapshots(open_place(undisturbed))
@@ -50,7 +50,7 @@ def test_the_network_goes_for_good(digits: Path, object_store: ObjectStore, tmp_
     folder = f"s3://{object_store.bucket}/cut-off"
     with FaultProxy(object_store.endpoint, share=0) as proxy, open(tmp_path / "log", "w") as log:
         env = os.environ | environment(proxy.endpoint) | {"AWS_MAX_ATTEMPTS": "3"}
-        line = launch(2, *arguments(digits, folder, "duration=100000ba"))
+        line = composer(2, *arguments(digits, folder, "duration=100000ba"))
         process = subprocess.Popen(line, cwd=ROOT, env=env, stdout=log, stderr=log)
         place = open_place(folder)
         deadline = time.monotonic() + 100

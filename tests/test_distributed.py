@@ -7,13 +7,14 @@ import pytest
 import torch
 from streaming import MDSWriter, StreamingDataset
 
-from commands import BIN, ROOT, free_port, launch, run, train_arguments
+from commands import ROOT, launch, run, train_arguments
 from golden_data import load, under
 from runs import difference, losses, part, snapshots, state
 from test_golden import check_final_weights
 
 pytestmark = pytest.mark.slow
 STEPS = 30
+SABOTAGE = ROOT / "tests" / "sabotage.py"
 LIKE = (f"duration={STEPS}ba", "ema.snapshot_interval=30ba", "ema.snapshot_dtype=float32", "loss.label_dropout=0.1")
 
 
@@ -70,8 +71,7 @@ def test_same_result_on_any_ranks(ranks: int, overrides: list[str], one_rank: Re
 def test_the_comparison_notices(mistake: str, one_rank: Result, digits: Path, tmp_path: Path):
     """The test above can fail: each mistake that only several ranks can show does make it red."""
     arguments = train_arguments(digits, tmp_path / "run", *LIKE, "fsdp={}")
-    script = [str(ROOT / "tests" / "sabotage.py"), mistake]
-    done = run([str(BIN / "composer"), "-n", "2", "--master_port", str(free_port()), *script, *arguments])
+    done = run(launch(2, mistake, *arguments, script=SABOTAGE))
     assert done.returncode == 0, done.stdout + done.stderr
     with pytest.raises(AssertionError):
         Result(tmp_path / "run").assert_like(one_rank)
@@ -84,9 +84,8 @@ def test_same_augmentation_on_any_ranks(digits: Path, tmp_path: Path):
         "one": launch(1, *train_arguments(digits, tmp_path / "one", *overrides)),
         "two": launch(2, *train_arguments(digits, tmp_path / "two", *overrides, "fsdp={}")),
     }
-    script = [str(ROOT / "tests" / "sabotage.py"), "key_augmentation_by_rank"]
-    launches["wrong"] = [str(BIN / "composer"), "-n", "2", "--master_port", str(free_port()), *script,
-                         *train_arguments(digits, tmp_path / "wrong", *overrides)]  # fmt: skip
+    arguments = train_arguments(digits, tmp_path / "wrong", *overrides)
+    launches["wrong"] = launch(2, "key_augmentation_by_rank", *arguments, script=SABOTAGE)
     for command in launches.values():
         done = run(command)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -138,8 +137,7 @@ def test_epochs_end_alike_on_any_ranks(digits: Path, tmp_path: Path):
 def test_golden_training_sharded(tmp_path: Path):
     """The reference training under FSDP2 on 2 ranks: the official code's losses, weights and averages."""
     golden, _ = load("training")
-    script = [str(ROOT / "tests" / "golden_ranks.py"), str(tmp_path / "out.pt")]
-    done = run([str(BIN / "composer"), "-n", "2", "--master_port", str(free_port()), *script])
+    done = run(launch(2, tmp_path / "out.pt", script=ROOT / "tests" / "golden_ranks.py"))
     assert done.returncode == 0, done.stdout + done.stderr
     out = torch.load(tmp_path / "out.pt")
     assert out["sharded"]

@@ -1,4 +1,4 @@
-"""Commands and figures of README.md and docs/: each command is run by a test, or marked as needing a GPU cluster."""
+"""Commands and figures of README.md and docs/: each command is run by a test, or marked with what it needs."""
 
 import io
 import os
@@ -13,12 +13,15 @@ from recipe.config_reader import read_config
 from recipe.training.plan import print_plan
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MARK = "<!-- needs a GPU cluster -->"
+MARKS = ("<!-- needs a GPU cluster -->", "<!-- needs data from the network -->")
 
 RUN_BY = {
     r"\./launch/(quickstart|install)\.sh": "test_quickstart.py::finished",
     r"\./launch/test\.sh": "test_layout.py::test_continuous_integration_runs_the_readmes_test_command",
     r"python recipe/prepare\.py digits .*": "test_quickstart.py::finished",
+    r"python recipe/prepare\.py (photos/ .*|--inspect .*)": "test_prepare.py::test_a_messy_folder_to_training",
+    r"composer recipe/train\.py \S+ data\.local=data/photos .*": "test_prepare.py::test_a_messy_folder_to_training",
+    r"python recipe/bench\.py (data|prepare).*": "test_docs.py::test_bench_of_data",
     r"python recipe/(reconstruct|sample)\.py runs/edm2.*": "test_quickstart.py::finished",
     r"composer recipe/train\.py yamls/edm2\.yaml": "test_quickstart.py::finished",
     r"python recipe/fetch\.py s3://BUCKET/.*": "test_fetch.py::test_list",
@@ -49,7 +52,7 @@ def commands(text: str) -> list[tuple[str, bool]]:
         if all(line.startswith("    ") for line in lines):
             joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
             found += [(re.sub(r"\s+#.*", "", line).strip(), mark) for line in joined.split("\n")]
-        mark = lines[-1] == MARK
+        mark = lines[-1] in MARKS
     return found
 
 
@@ -83,7 +86,7 @@ def test_commands_that_only_look(command: str):
 
 def test_a_command_that_nobody_runs_is_found():
     """The check above can fail: on a page with one command too many, and on one whose mark is of another block."""
-    page = f"{MARK}\n\n    sbatch launch/run.sh \\\n      x=1  # why\n\n    composer -n 64 recipe/train.py\n"
+    page = f"{MARKS[0]}\n\n    sbatch launch/run.sh \\\n      x=1  # why\n\n    composer -n 64 recipe/train.py\n"
     assert commands(page) == [("sbatch launch/run.sh x=1", True), ("composer -n 64 recipe/train.py", False)]
     assert run_by("composer -n 64 recipe/train.py") is None
 
@@ -113,3 +116,12 @@ def test_bench(digits: Path, tmp_path: Path):
     config = [str(ROOT / "yamls" / "edm2.yaml"), *TINY_RUN, f"data.local={digits}"]
     done = run(command_line("bench.py", "snapshots", *config, "--rate", "20"), timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "lines"), [("data", 6), ("prepare", 6)])
+def test_bench_of_data(what: str, lines: int):
+    done = run(command_line("bench.py", what, "--images", "2048" if what == "data" else "256", "--resolution", "16"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = re.findall(r"^(?:read: |augment: |\d+x\d+ )[^\d\n]*.*\b(\d+(?:\.\d+)?)\b", done.stdout, re.MULTILINE)
+    assert len(figures) == lines and all(float(figure) > 0 for figure in figures), done.stdout

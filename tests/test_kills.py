@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import ROOT, launch, run, train_arguments
+from commands import ROOT, composer, run, train_arguments
 from object_store import ObjectStore
 from recipe.storage.checkpoints import newest_whole
 from recipe.storage.ownership import OwnedError, Ownership
@@ -36,7 +36,7 @@ PREEMPTED = 75
 
 
 def command(digits: Path, folder: str, *overrides: str) -> list[str]:
-    return launch(2, *train_arguments(digits, Path("unused"), f"save_folder={folder}", *SETTINGS, *overrides))
+    return composer(2, *train_arguments(digits, Path("unused"), f"save_folder={folder}", *SETTINGS, *overrides))
 
 
 def ranks_of(launcher: subprocess.Popen) -> list[int]:

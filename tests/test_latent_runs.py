@@ -28,7 +28,7 @@ def trained(encoded: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) 
     changes = ("model.img_channels=4", "model.label_dim=2", "duration=15ba", "ema.snapshot_interval=15ba",
                "checkpoints.interval=15ba", "samples.interval=15ba", "samples.count=12", "samples.num_steps=4",
                "samples.guidance=1.0", f"samples.vae={vae}")  # fmt: skip
-    done = run(command_line("train.py", *train_arguments(encoded, folder, *changes), launcher=True))
+    done = run(command_line("train.py", *train_arguments(encoded, folder, *changes)))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from commands import BIN, ROOT, free_port, run
+from commands import ROOT, launch, run
 from picture_sets import contents
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, unwhiten, whiten
 from recipe.preparation.inspection import inspect
@@ -22,6 +22,7 @@ from recipe.preparation.items import PreparationError
 from recipe.preparation.moments import MomentSums
 from recipe.preparation.vae import Vae, find_vae
 from recipe.prepare import prepare
+from recipe.storage.places import open_place
 from small_vae import COUNT, SIZE, SMALL, build, facts_of, reference, stored
 
 
@@ -95,38 +96,32 @@ def test_constant_channels_cannot_be_measured():
         sums.facts()
 
 
-def launched(vae: Path, vae_pictures: Path, out: Path, ranks: int) -> list[str]:
-    options = ["--resolution", str(SIZE), "--shard-size", "32kb", "--workers", "1", "--vae", str(vae)]
-    command = [
-        str(BIN / "composer"),
-        "-n",
-        str(ranks),
-        "--master_port",
-        str(free_port()),
-        str(ROOT / "recipe/prepare.py"),
-    ]
-    return [*command, str(vae_pictures), "--out", str(out), *options]
-
-
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_two_ranks_killed_and_started_again_write_the_same_bytes(
-    vae: Path, vae_pictures: Path, encoded: Path, tmp_path: Path
+    kind: str, bucket_folder: str, vae: Path, vae_pictures: Path, encoded: Path, tmp_path: Path
 ):
-    out = tmp_path / "out"
-    notes = tmp_path / ".out.partial" / "unfinished"
-    launch = subprocess.Popen(launched(vae, vae_pictures, out, 2), cwd=ROOT, start_new_session=True,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    while launch.poll() is None and not any(notes.glob("*.json")):
+    """In S3 they replace another data set, as --overwrite allows."""
+    out = str(tmp_path / "out") if kind == "folder" else bucket_folder
+    options = ["--resolution", str(SIZE), "--shard-size", "32kb", "--workers", "1", "--vae", str(vae), "--overwrite"]
+    command = launch(2, vae_pictures, "--out", out, *options, script=ROOT / "recipe" / "prepare.py")
+    place = open_place(out)
+    unfinished = open_place(str(tmp_path / ".out.partial")) if kind == "folder" else place
+    if kind == "s3":
+        prepare(str(vae_pictures), out, resolution=8)
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    while process.poll() is None and not unfinished.list("unfinished/"):
         time.sleep(0.005)
-    os.killpg(launch.pid, signal.SIGKILL)
-    launch.wait()
-    written = len(list(notes.glob("*.json")))
-    assert 0 < written < 6
-    assert not out.exists()
-    done = run(launched(vae, vae_pictures, out, 2), timeout=120)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(unfinished.list("unfinished/")) < 6
+    assert "index.json" not in {entry.name for entry in place.list()}
+    done = run(command, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"now holds {COUNT} images of 4x8x8 in 2 classes" in done.stdout
-    assert contents(out) == contents(encoded)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {entry.name: place.read(entry.name) for entry in place.list()} == contents(encoded)
+    assert {path.name for path in tmp_path.iterdir()} <= {"out"}
 
 
 def test_workers_write_the_same_bytes(vae: Path, vae_pictures: Path, encoded: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import BIN, ROOT, free_port, launch, run, train_arguments
+from commands import BIN, ROOT, composer, free_port, run, train_arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
@@ -32,7 +32,7 @@ def snapshots(folder: Path) -> dict[str, bytes]:
 def by_composer(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The snapshots of two ranks by Composer's launcher."""
     folder = tmp_path_factory.mktemp("composer") / "run"
-    done = run(launch(2, *arguments(digits, folder)), timeout=SECONDS)
+    done = run(composer(2, *arguments(digits, folder)), timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(snapshots(folder)) == 16
     return snapshots(folder)

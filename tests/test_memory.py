@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from commands import BIN, ROOT, run
+from commands import ROOT, launch, run
 from memory_ranks import peak_of
 from recipe.config import FSDP
 from recipe.config_reader import read_config
@@ -169,9 +169,9 @@ def test_ranks_hold_and_send_what_the_plan_says(ranks: int, tmp_path: Path):
     cases = [{"network": MEASURED, "sigma_rels": [0.05, 0.1], "fsdp": fsdp, "images": 2, "microbatches": microbatches}
              for fsdp, microbatches in CASES[ranks]]  # fmt: skip
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    launch = [str(BIN / "composer"), "-n", str(ranks), str(ROOT / "tests" / "memory_ranks.py")]
+    command = launch(ranks, tmp_path / "cases.json", tmp_path, script=ROOT / "tests" / "memory_ranks.py")
     # glibc then gives every large block back when it is freed, so that resident memory is what is held
-    done = run([*launch, str(tmp_path / "cases.json"), str(tmp_path)], env={"MALLOC_MMAP_THRESHOLD_": "65536"})
+    done = run(command, env={"MALLOC_MMAP_THRESHOLD_": "65536"})
     assert done.returncode == 0, done.stdout + done.stderr
     answers = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     for case, *found in zip(cases, *answers, strict=True):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 import warnings
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -243,21 +244,30 @@ def started(*arguments: Any, **options: Any) -> BaseProcess:
     return process
 
 
-def kill_at_random(rng: random.Random, times: int, longest: float, *arguments, **options) -> int:
-    """Start and kill a preparation; every other time only its parent process. Returns how often it was not over."""
+def kill_at_random(
+    rng: random.Random, times: int, longest: float, start_over: Callable[[], object], *arguments: Any, **options: Any
+) -> None:
+    """Start and kill a preparation, `times` times before it is over; every other time only its parent process.
+
+    Args:
+        longest: seconds after which it is killed at the latest.
+        start_over: deletes what it made, for when it was over before.
+    """
     landed = 0
-    for attempt in range(times):
+    while landed < times:
         process = started(*arguments, **options)
         process.join(rng.uniform(0.0, longest))
-        landed += process.exitcode is None
         if process.exitcode is None and process.pid is not None:
-            if attempt % 2 and os.getpgid(process.pid) == process.pid:
+            if landed % 2 and os.getpgid(process.pid) == process.pid:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
-    return landed
+        if process.exitcode == 0:
+            start_over()
+        else:
+            landed += 1
 
 
 def test_kill_9_at_random_moments_changes_no_byte(photos: Path, undisturbed: Path, tmp_path: Path):
@@ -265,8 +275,7 @@ def test_kill_9_at_random_moments_changes_no_byte(photos: Path, undisturbed: Pat
     prepare(str(photos), tmp_path / "timed", workers=2, **OPTIONS)
     longest = (time.monotonic() - begin) / 4
     out = tmp_path / "out"
-    landed = kill_at_random(random.Random(0), 10, longest, str(photos), out, workers=2, **OPTIONS)
-    assert landed >= 6
+    kill_at_random(random.Random(0), 10, longest, lambda: shutil.rmtree(out), str(photos), out, workers=2, **OPTIONS)
     prepare(str(photos), out, workers=2, **OPTIONS)
     assert contents(out) == contents(undisturbed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "timed"]
@@ -417,7 +426,7 @@ def test_bad_commands_are_refused(tmp_path: Path, case: str):
 
 
 @pytest.mark.slow
-def test_a_messy_folder_is_prepared_inspected_and_trained_on(messy: tuple[Path, dict[str, str]], tmp_path: Path):
+def test_a_messy_folder_to_training(messy: tuple[Path, dict[str, str]], tmp_path: Path):
     folder, _ = messy
     out = tmp_path / "shards"
     options = ["--out", out, "--resolution", 8, "--crop", "center", "--background", "#ff8000"]
@@ -440,7 +449,11 @@ def test_shards_go_to_s3_one_by_one(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     place = open_place(bucket_folder)
-    assert kill_at_random(random.Random(1), 4, 0.5, str(photos), bucket_folder, workers=2, **OPTIONS) >= 2
+
+    def start_over() -> None:
+        place.delete([entry.name for entry in place.list()])
+
+    kill_at_random(random.Random(1), 4, 0.5, start_over, str(photos), bucket_folder, workers=2, **OPTIONS)
     assert_complete_or_absent(place)
     prepare(str(photos), bucket_folder, workers=2, **OPTIONS)
     assert {entry.name: place.read(entry.name) for entry in place.list()} == contents(undisturbed)

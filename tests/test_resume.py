@@ -54,7 +54,7 @@ def checkpoint(folder: Path, batch: int) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = train(digits, folder, DROPOUT, launcher=True)
+    done = train(digits, folder, DROPOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trained to 640 images" in done.stdout
     return folder
