@@ -56,7 +56,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     add("--background", default="white", help="colour behind transparent pixels (default white)")
     add("--labels", type=Path, metavar="FILE", help="CSV or JSON: class id or class name of each file")
     add("--split", help="of a Hugging Face data set")
-    add("--encoding", help="png: small (default); webp: smaller, slow to write; raw: large, fast")
+    add("--encoding", help="png (default); webp: smaller and faster, a column of bytes; raw: large, fast to read")
     add("--shard-size", default="64mb", help="most bytes of a shard before compression (default 64mb)")
     add("--compression", help="of whole shards: zstd, zstd:LEVEL, br, bz2, snappy (default none)")
     add(

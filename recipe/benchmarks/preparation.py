@@ -24,6 +24,7 @@ CASES: list[dict[str, Any]] = [
 PHOTO = (500, 375)  # width and height, as most of ImageNet
 QUALITY = 95  # of JPEG; files are then as large as ImageNet's on average, 110 kB
 IMAGENET = 1_281_167  # images
+SHARD_SIZE = {64: "1mb", 512: "16mb"}  # by resolution: small, so that all processes have chunks to the end
 
 
 def bench_preparation(source: str | None, images: int, folder: Path) -> None:
@@ -40,19 +41,23 @@ def bench_preparation(source: str | None, images: int, folder: Path) -> None:
         print(f"source             {images} JPEG files of {PHOTO[0]}x{PHOTO[1]}, {size / 1e3:.0f} kB each")
     processors = len(os.sched_getaffinity(0))
     print(f"machine            {platform.processor() or platform.machine()}, {processors} processors")
+    quietly(source, folder / "first", resolution=64)  # imports take seconds
     for case in CASES:
         rates, size = [], 0.0
         for workers in sorted({1, processors}):
             out = folder / f"{case['resolution']}-{case['encoding']}-{workers}"
-            settings: dict[str, Any] = {"crop": "center-crop-dhariwal", "shard_size": "8mb", **case}
             started = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                facts = prepare(source, out, workers=workers, **settings)
+            facts = quietly(source, out, workers=workers, shard_size=SHARD_SIZE[case["resolution"]], **case)
             rates.append(f"{facts['num_images'] / (time.perf_counter() - started):.0f} ({workers})")
             size = sum(path.stat().st_size for path in out.glob("shard.*")) / facts["num_images"]
         name = f"{case['resolution']}x{case['resolution']} {case['encoding']}"
         print(f"{name:<18} images/s (processes): {', '.join(rates)}; {size / 1e3:.1f} kB an image, "
               f"{size * IMAGENET / 1e9:.0f} GB for ImageNet")  # fmt: skip
+
+
+def quietly(source: str, out: Path, **options: Any) -> dict[str, Any]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return prepare(source, out, crop="center-crop-dhariwal", **options)
 
 
 def write_photos(folder: Path, count: int) -> float:
