@@ -119,7 +119,7 @@ def test_bench(digits: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "lines"), [("data", 6), ("prepare", 6)])
+@pytest.mark.parametrize(("what", "lines"), [("data", 7), ("prepare", 6)])
 def test_bench_of_data(what: str, lines: int):
     done = run(command_line("bench.py", what, "--images", "2048" if what == "data" else "256", "--resolution", "16"))
     assert done.returncode == 0, done.stdout + done.stderr

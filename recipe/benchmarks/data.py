@@ -15,11 +15,13 @@ from streaming import MDSWriter
 from recipe.config import Config
 from recipe.config_reader import read_config
 from recipe.edm2.augment import Augmentation, augment
+from recipe.preparation.encoders import PixelEncoder
 from recipe.training.data import training_loader
 
 REPEATS = 5
 SOURCES = {  # of synthetic shards: columns
     "png": {"image": "png", "label": "int"},
+    "webp": {"image": "bytes", "label": "int"},
     "raw": {"image": "ndarray:uint8", "label": "int"},
     "latents float32": {"mean": "ndarray:float32", "std": "ndarray:float32", "label": "int"},
     "latents float16": {"mean": "ndarray:float16", "std": "ndarray:float16", "label": "int"},
@@ -48,7 +50,7 @@ def synthetic(folder: Path, images: int, resolution: int) -> dict[str, Config]:
     empty.write_text("samples: {interval: null}\n")
     for kind, columns in SOURCES.items():
         path = folder / kind.replace(" ", "-")
-        write_synthetic(path, columns, images, resolution)
+        write_synthetic(path, kind, images, resolution)
         size = sum(file.stat().st_size for file in path.glob("*.mds")) / images / 1e3
         shape = [f"model.img_resolution={resolution}", f"model.img_channels={4 if 'mean' in columns else 3}"]
         given = ["run_name=bench", f"data.local={path}", "data.num_workers=1", "global_batch_size=256", *shape]
@@ -56,9 +58,9 @@ def synthetic(folder: Path, images: int, resolution: int) -> dict[str, Config]:
     return configurations
 
 
-def write_synthetic(folder: Path, columns: dict[str, str], images: int, resolution: int) -> None:
+def write_synthetic(folder: Path, kind: str, images: int, resolution: int) -> None:
     """Shards of random pictures that compress like photographs: smooth patches and a little noise."""
-    generator = np.random.default_rng(0)
+    generator, columns = np.random.default_rng(0), SOURCES[kind]
     with MDSWriter(out=str(folder), columns=columns) as writer:
         for index in range(images):
             if "mean" in columns:
@@ -68,7 +70,7 @@ def write_synthetic(folder: Path, columns: dict[str, str], images: int, resoluti
                 patches = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
                 smooth = np.asarray(patches.resize((resolution, resolution), Image.Resampling.BICUBIC), dtype=np.int16)
                 noisy = (smooth + generator.integers(-4, 5, smooth.shape)).clip(0, 255).astype(np.uint8)
-                arrays = {"image": Image.fromarray(noisy) if columns["image"] == "png" else noisy.transpose(2, 0, 1)}
+                (arrays,) = PixelEncoder(kind, 3, resolution).encode(noisy.transpose(2, 0, 1)[None])
             writer.write(arrays | {"label": index % 1000})
 
 
