@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and tests in the same environment as the main job.
 #   launch/test.sh [pytest arguments]           for example: launch/test.sh -m "not slow"
+# All tests run on two processes, but for those that must be alone; with arguments, on one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./launch/install.sh
@@ -10,4 +11,9 @@ export PATH="$PWD/$bin:$PATH"
 echo "== shellcheck";  "$bin/shellcheck" launch/*.sh .ci/run
 echo "== ruff";        "$bin/ruff" check . && "$bin/ruff" format --check .
 echo "== pyright";     "$bin/pyright"
-echo "== pytest";      "$bin/python" -m pytest "$@"
+echo "== pytest"
+if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
+status=0
+"$bin/python" -m pytest -n 2 --dist loadgroup -m "not alone" || status=$?
+"$bin/python" -m pytest -m alone || status=$?
+exit "$status"

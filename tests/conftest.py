@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from slurm_cluster import SlurmCluster
 
 
+MACHINE = {"test_image.py", "test_slurm.py", "test_slurm_signals.py"}  # they may install packages of the system
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `pytest -n 2 --dist loadgroup` a file stays in one process, and the long files come first."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("machine" if item.path.name in MACHINE else item.path.stem))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (item.path.name not in MACHINE, item.path not in long))
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded digits at 8x8 pixels as MDS shards; read-only."""

@@ -57,6 +57,7 @@ def test_presets_have_the_papers_sizes(name: str):
         assert images_of_spans(config)[0] == STEPS[name] * 2048
 
 
+@pytest.mark.alone
 def test_plan_of_the_largest_network_is_quick_and_allocates_nothing(capsys: pytest.CaptureFixture[str]):
     config = preset("img512-xxl", "dry_run=true", "world_size=128x8", "fsdp.shard=8")
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -15,6 +15,8 @@ from recipe.training import shared_memory
 from recipe.training.data import end_only_with_rank
 from recipe.training.shared_memory import clear_stale
 
+pytestmark = pytest.mark.alone  # a run that starts beside them deletes their segments
+
 HOLD = """
 import mmap, sys, time
 with open(sys.argv[1], "r+b") as file:

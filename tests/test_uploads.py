@@ -9,6 +9,7 @@ import pytest
 from recipe.storage.uploads import Uploads
 
 
+@pytest.mark.alone
 def test_order_and_no_delay():
     done: list[int] = []
 
