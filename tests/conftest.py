@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MACHINE = {"test_image.py", "test_slurm.py", "test_slurm_signals.py"}  # they may install packages of the system
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under `pytest -n 2 --dist loadgroup` a file stays in one process, and the long files come first."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
