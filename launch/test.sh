@@ -14,6 +14,6 @@ echo "== pyright";     "$bin/pyright"
 echo "== pytest"
 if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
 status=0
-"$bin/python" -m pytest -n 2 --dist loadgroup -m "not alone" || status=$?
+"$bin/python" -m pytest -n 2 --no-loadscope-reorder -m "not alone" || status=$?
 "$bin/python" -m pytest -m alone || status=$?
 exit "$status"
