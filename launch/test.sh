@@ -9,7 +9,7 @@ bin=${VENV:-.venv}/bin
 export PATH="$PWD/$bin:$PATH"
 
 echo "== shellcheck";  "$bin/shellcheck" launch/*.sh .ci/run
-echo "== ruff";        "$bin/ruff" check . && "$bin/ruff" format --check .
+echo "== ruff";        "$bin/ruff" check .; "$bin/ruff" format --check .
 echo "== pyright";     "$bin/pyright"
 echo "== pytest"
 if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi

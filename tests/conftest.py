@@ -21,7 +21,7 @@ MACHINE = {"test_image.py", "test_slurm.py", "test_slurm_signals.py"}  # they ma
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Under `pytest -n 2 --no-loadscope-reorder` a file stays in one process, for its fixtures; and so do all of MACHINE together."""
+    """Under `pytest -n 2` a file stays in one process, for its fixtures, and so do all of MACHINE together."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
