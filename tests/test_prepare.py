@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -470,6 +470,24 @@ def test_shards_go_to_s3_one_by_one(
     images, labels = stored(tmp_path / "back", 8)
     assert np.array_equal(images[5], read_back(place, index, 5))
     assert read_labels(Source("data", "cache", bucket_folder)).tolist() == labels
+
+
+def test_replaced_data_in_s3_are_incomplete_at_once(bucket_folder: str, photos: Path, monkeypatch: pytest.MonkeyPatch):
+    """A kill after any of the deletions leaves no index that lists what is gone."""
+    prepare("digits", bucket_folder, resolution=8)
+    place = open_place(bucket_folder)
+    delete = type(place).delete
+
+    def killed(self: Place, names: Sequence[str]) -> None:
+        delete(self, list(names)[-1:])
+        if not names[0].startswith(".probe"):
+            raise StorageError("killed")
+
+    monkeypatch.setattr(type(place), "delete", killed)
+    with pytest.raises(StorageError, match="killed"):
+        prepare(str(photos), bucket_folder, overwrite=True, **OPTIONS)
+    assert_complete_or_absent(place)
+    assert place.list("shard."), "it was after the first deletion"
 
 
 def assert_complete_or_absent(place: Place) -> None:
