@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and tests in the same environment as the main job.
 #   launch/test.sh [pytest arguments]           for example: launch/test.sh -m "not slow"
-# All tests run on two processes, but for those that must be alone; with arguments, on one.
+# Quick tests run on two processes; slow ones and those that measure time have the machine for themselves.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./launch/install.sh
@@ -14,6 +14,6 @@ echo "== pyright";     "$bin/pyright"
 echo "== pytest"
 if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
 status=0
-"$bin/python" -m pytest -n 2 --no-loadscope-reorder -m "not alone" || status=$?
-"$bin/python" -m pytest -m alone || status=$?
+"$bin/python" -m pytest -n 2 --dist loadfile -m "not slow and not alone" || status=$?
+"$bin/python" -m pytest -m "slow or alone" || status=$?
 exit "$status"

@@ -16,29 +16,6 @@ if TYPE_CHECKING:
     from slurm_cluster import SlurmCluster
 
 
-MACHINE = {"test_image.py", "test_slurm.py", "test_slurm_signals.py"}  # they may install packages of the system
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Under `pytest -n 2` a file stays in one process, for its fixtures, and so do all of MACHINE together."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path = super()._split_scope(nodeid)
-            return "machine" if path.rpartition("/")[2] in MACHINE else path
-
-    return Scheduling(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """There the long files come first."""
-    long = {item.path for item in items if item.get_closest_marker("slow")}
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: (item.path.name not in MACHINE, item.path not in long))
-
-
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded digits at 8x8 pixels as MDS shards; read-only."""
