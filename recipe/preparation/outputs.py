@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from recipe.preparation.chunks import Chunk, Note
 from recipe.preparation.items import PreparationError
 from recipe.storage.local import LocalPlace
-from recipe.storage.places import MissingError, Place, is_remote, open_place
+from recipe.storage.places import PROBE, MissingError, Place, is_remote, open_place
 
 INDEX, STATISTICS, LABELS, SKIPPED = "index.json", "stats.json", "labels.npy", "skipped.json"
 NOTES = "unfinished"  # folder with one note per finished chunk, until all are
 LOCK = "lock"
 SHARD = re.compile(r"shard\.\d{5,}(-\d+)?\.mds(\.\w+)?")
-OURS = re.compile(rf"{SHARD.pattern}|{NOTES}/\d+\.json|index\.json|stats\.json|labels\.npy|skipped\.json")
+OURS = re.compile(
+    rf"{SHARD.pattern}|{NOTES}/\d+\.json|index\.json|stats\.json|labels\.npy|skipped\.json|{re.escape(PROBE)}\w+"
+)
 READERS = 16  # threads
 LOCK_SECONDS = 5  # that an interrupted run's workers may take to end
 
@@ -216,7 +218,8 @@ class RemoteOutput(Output):
         self.place.upload(name, path)
 
     def clear(self) -> None:
-        self.place.delete([entry.name for entry in self.place.list(f"{NOTES}/")])
+        # Also what a kill left while access was tried.
+        self.place.delete([entry.name for start in (f"{NOTES}/", PROBE) for entry in self.place.list(start)])
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
