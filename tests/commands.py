@@ -38,10 +38,9 @@ TINY_RUN = [
 """Overrides of yamls/edm2.yaml: a network of 0.1 M parameters on 8x8 images, 40 steps in a few seconds."""
 
 
-def command_line(script: str, *arguments: str | int | Path, launcher: bool = False) -> list[str]:
-    """The command for a script of recipe/, by Python or by Composer's launcher with one rank."""
-    start = [str(BIN / "composer"), "-n", "1"] if launcher else [sys.executable]
-    return [*start, str(ROOT / "recipe" / script), *map(str, arguments)]
+def command_line(script: str, *arguments: str | int | Path) -> list[str]:
+    """The command for a script of recipe/, by Python."""
+    return [sys.executable, str(ROOT / "recipe" / script), *map(str, arguments)]
 
 
 def run(

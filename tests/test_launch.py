@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from commands import BIN, ROOT, composer, free_port, run, train_arguments
+from commands import BIN, ROOT, TRAIN, composer, free_port, run, train_arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
-TRAIN = str(ROOT / "recipe" / "train.py")
 SETTINGS = ("duration=64ba", "ema.snapshot_interval=8ba", "checkpoints.interval=8ba", "logging.tensorboard=false")
 FSDP = ("fsdp={}", *SETTINGS)
 SECONDS = 150  # of one start, on a busy machine
@@ -65,7 +64,9 @@ def on_two_machines(*lines: list[str]) -> list[list[str]]:
 def test_composer_by_hand_on_two_machines(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
     start = [str(BIN / "composer"), "-n", "1", "--world_size", "2"]
     meet = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    lines = [[*start, "--node_rank", str(node), *meet, TRAIN, *arguments(digits, tmp_path / "run")] for node in (0, 1)]
+    lines = [
+        [*start, "--node_rank", str(node), *meet, str(TRAIN), *arguments(digits, tmp_path / "run")] for node in (0, 1)
+    ]
     with started(on_two_machines(*lines), tmp_path / "log") as processes:
         assert [process.wait(timeout=SECONDS) for process in processes] == [0, 0], (tmp_path / "log").read_text()
     assert snapshots(tmp_path / "run") == by_composer
@@ -74,7 +75,7 @@ def test_composer_by_hand_on_two_machines(by_composer: dict[str, bytes], digits:
 def test_torchrun(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
     """Stopped on one machine and gone on with on two: in the end the same bits as by Composer's launcher."""
     torchrun, folder = str(BIN / "torchrun"), tmp_path / "run"
-    line = [torchrun, "--nproc-per-node=2", f"--master-port={free_port()}", TRAIN, *arguments(digits, folder)]
+    line = [torchrun, "--nproc-per-node=2", f"--master-port={free_port()}", str(TRAIN), *arguments(digits, folder)]
     with started([line], tmp_path / "log") as (process,):
         deadline = time.monotonic() + SECONDS
         while not (folder / "snapshots").is_dir():
@@ -85,7 +86,7 @@ def test_torchrun(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
     assert "saving and stopping after batch" in (tmp_path / "log").read_text()
     assert 0 < len(snapshots(folder)) < 16
     meet = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-    lines = [[torchrun, *meet, f"--node-rank={node}", TRAIN, *arguments(digits, folder)] for node in (0, 1)]
+    lines = [[torchrun, *meet, f"--node-rank={node}", str(TRAIN), *arguments(digits, folder)] for node in (0, 1)]
     with started(on_two_machines(*lines), tmp_path / "log") as processes:
         assert [process.wait(timeout=SECONDS) for process in processes] == [0, 0], (tmp_path / "log").read_text()
     assert snapshots(folder) == by_composer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from commands import ROOT, assert_refused, command_line, run, train_arguments
+from commands import ROOT, assert_refused, command_line, composer, run, train_arguments
 from recipe.config import Config
 from recipe.config_problems import ConfigError
 from recipe.config_reader import read_config
@@ -178,7 +178,7 @@ def test_command_refuses_ranks_that_do_not_divide_the_batch(digits: Path, tmp_pa
 @pytest.mark.slow
 def test_dry_run_through_the_launcher_writes_nothing(digits: Path, tmp_path: Path):
     arguments = train_arguments(digits, tmp_path / "run", "dry_run=true", "duration=2ep")
-    done = run(command_line("train.py", *arguments, launcher=True))
+    done = run(composer(1, *arguments))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "steps             624 of 16 images" in done.stdout
     assert "ranks             1; it holds the whole state" in done.stdout

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from commands import ROOT, assert_refused, command_line, run, tensorboard, train_arguments
+from commands import ROOT, assert_refused, command_line, composer, run, tensorboard, train_arguments
 
 pytestmark = pytest.mark.slow
 
 DROPOUT = "model.dropout=0.1"  # its random numbers must be repeated as well
 
 
-def train(data: Path, folder: Path, *overrides: str, launcher: bool = False) -> subprocess.CompletedProcess[str]:
-    return run(command_line("train.py", *train_arguments(data, folder, *overrides), launcher=launcher))
+def train(data: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return run(command_line("train.py", *train_arguments(data, folder, *overrides)))
 
 
 def kill_when(process: subprocess.Popen, path: Path, timeout: float = 200) -> None:
@@ -63,13 +63,13 @@ def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(digits: Path, undisturbed: Path, tmp_path: Path):
     folder = tmp_path / "run"
     streamed = (DROPOUT, f"data.remote={digits}", f"data.local={tmp_path / 'cache'}")  # and not read in place
-    arguments = command_line("train.py", *train_arguments(digits, folder, *streamed), launcher=True)
+    arguments = composer(1, *train_arguments(digits, folder, *streamed))
     process = subprocess.Popen(
         arguments, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     kill_when(process, folder / "checkpoints" / "ba16-rank0.pt")
     assert not (folder / "checkpoints" / "ba40-rank0.pt").exists()
-    done = train(digits, folder, *streamed, launcher=True)
+    done = run(composer(1, *train_arguments(digits, folder, *streamed)))
     assert done.returncode == 0, done.stdout + done.stderr
 
     ours, reference = checkpoint(folder, 40), checkpoint(undisturbed, 40)

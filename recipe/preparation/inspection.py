@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from recipe.preparation.items import PreparationError, Raw
+from recipe.preparation.items import PreparationError, Raw, spread
 from recipe.preparation.mds import MdsShards
 from recipe.preparation.outputs import STATISTICS, stored_file
 from recipe.preparation.pictures import upright
@@ -45,10 +45,10 @@ def inspect(address: str, sheet: Path | None, vae: str | None = None) -> str:
     if vae is not None and "mean" not in columns:
         raise PreparationError(f"--vae {vae}: {address} holds no latents; leave it out")
     if "image" in columns:
-        contact_sheet(_spread(shards, "image", ROWS)).save(path)
+        contact_sheet(_spread_over(shards, "image", ROWS)).save(path)
         lines.append(("contact sheet", str(path)))
     elif "mean" in columns:
-        latents = _spread(shards, "mean", ROWS if vae is None else DECODED_ROWS)
+        latents = _spread_over(shards, "mean", ROWS if vae is None else DECODED_ROWS)
         contact_sheet(_coloured(latents) if vae is None else _decoded(latents, vae, address)).save(path)
         how = "latents in false colours; --vae NAME decodes them" if vae is None else f"decoded by {vae}"
         lines.append(("contact sheet", f"{path} ({how})"))
@@ -96,10 +96,9 @@ def _classes(counts: dict[str, int], class_names: list[str] | None) -> list[tupl
     return lines
 
 
-def _spread(shards: MdsShards, column: str, rows: int) -> list[Any]:
+def _spread_over(shards: MdsShards, column: str, rows: int) -> list[Any]:
     """A column of samples spread evenly over the data set, in its order."""
-    number = min(len(shards), COLUMNS * rows)
-    return [shards.sample(index * len(shards) // number, only=[column])[column] for index in range(number)]
+    return [shards.sample(index, only=[column])[column] for index in spread(len(shards), COLUMNS * rows)]
 
 
 def _coloured(latents: list[NDArray[np.floating]]) -> list[NDArray[np.uint8]]:
@@ -113,12 +112,12 @@ def _coloured(latents: list[NDArray[np.floating]]) -> list[NDArray[np.uint8]]:
 def _decoded(latents: list[NDArray[np.floating]], vae: str, address: str) -> list[NDArray[np.uint8]]:
     import torch  # takes seconds to import, and most data are pixels
 
+    from recipe.preparation.moments import encoding_device
     from recipe.preparation.vae import Vae, find_vae
 
     files = find_vae(vae)
     files.check_latents(len(latents[0]), address)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return list(Vae(files, device).decode(torch.from_numpy(np.stack(latents)).float()).numpy())
+    return list(Vae(files, encoding_device()).decode(torch.from_numpy(np.stack(latents)).float()).numpy())
 
 
 def contact_sheet(raws: Sequence[Raw]) -> Image.Image:

@@ -68,6 +68,12 @@ def shown(name: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
+def spread(length: int, most: int) -> list[int]:
+    """Up to `most` numbers from 0 to length - 1, evenly spread, the first included."""
+    number = min(length, most)
+    return [index * length // number for index in range(number)]
+
+
 def items_hash(items: Iterable[Item], start: str = "") -> str:
     """SHA-256 of `start` and of names, sizes and labels in order; contents of the same size are not told apart."""
     digest = hashlib.sha256(start.encode())

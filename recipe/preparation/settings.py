@@ -1,6 +1,5 @@
 """What a user asks for, checked, and what follows from the first look at the source."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from PIL import ImageColor
 from recipe.preparation.chunks import Job
 from recipe.preparation.digits import DigitsSource
 from recipe.preparation.encoders import ENCODINGS, Encoder, PixelEncoder
-from recipe.preparation.items import ItemError, PreparationError, Source, shown
+from recipe.preparation.items import ItemError, PreparationError, Source, shown, spread
 from recipe.preparation.pictures import CROPS, PictureFormat, is_grey, upright
 
 FORMAT = 1  # of what is written; a change makes unfinished and finished work different
@@ -189,7 +188,7 @@ def first_look(source: Source) -> tuple[tuple[int, int], bool]:
     size: tuple[int, int] | None = None
     grey = True
     reason = ""
-    for index in _spread(len(source.items), LOOKS) if len(source.items) > LOOKS else range(len(source.items)):
+    for index in spread(len(source.items), LOOKS):
         try:
             picture = upright(source.read(index))
         except (ItemError, OSError, ValueError, SyntaxError, Warning) as error:
@@ -200,10 +199,6 @@ def first_look(source: Source) -> tuple[tuple[int, int], bool]:
     if size is None:
         raise PreparationError(f"no picture can be read: {reason}, and so on; name a folder or archive of images")
     return size, grey
-
-
-def _spread(length: int, number: int) -> Sequence[int]:
-    return [index * length // number for index in range(number)]
 
 
 def _no_grey_webp() -> str:
