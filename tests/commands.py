@@ -77,7 +77,8 @@ def assert_refused(done: subprocess.CompletedProcess[str], *mentions: str) -> No
 def launch(ranks: int, *arguments: str | Path, script: Path = TRAIN) -> list[str]:
     """The command that runs a script on several ranks, or on one.
 
-    For tests in which the launcher does not matter: torchrun starts in 2 seconds, composer in 8.
+    For tests in which the launcher does not matter: torchrun starts in 2 seconds, composer in 8. It gives each rank a
+    session of its own, so that a signal to its process group does not reach them.
     """
     start = [str(BIN / "torchrun"), f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
     return [*(start if ranks > 1 else [sys.executable]), str(script), *map(str, arguments)]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from commands import ROOT, launch, run
+from commands import ROOT, composer, run
 from picture_sets import contents
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, unwhiten, whiten
 from recipe.preparation.inspection import inspect
@@ -104,7 +104,7 @@ def test_two_ranks_killed_and_started_again_write_the_same_bytes(
     """In S3 they replace another data set, as --overwrite allows."""
     out = str(tmp_path / "out") if kind == "folder" else bucket_folder
     options = ["--resolution", str(SIZE), "--shard-size", "32kb", "--workers", "1", "--vae", str(vae), "--overwrite"]
-    command = launch(2, vae_pictures, "--out", out, *options, script=ROOT / "recipe" / "prepare.py")
+    command = composer(2, vae_pictures, "--out", out, *options, script=ROOT / "recipe" / "prepare.py")
     place = open_place(out)
     unfinished = open_place(str(tmp_path / ".out.partial")) if kind == "folder" else place
     if kind == "s3":
