@@ -35,7 +35,7 @@ find_root() {
 lengths() {
   "$python" -c '
 import sys
-from recipe.arguments import parse_numbers, unique
+from recipe.command_line import parse_numbers, unique
 first, step, text = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 try:
     values = unique(parse_numbers(text))

@@ -17,7 +17,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from recipe.config_reader import read_or_exit
+from recipe.configuration.reader import read_or_exit
 
 
 def snapshots(given: list[str], folder: str, rate: float) -> None:

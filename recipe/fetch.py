@@ -9,66 +9,19 @@ the credentials are those of the environment (S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID
 """
 
 import argparse
-import re
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from recipe.arguments import parse_numbers
-from recipe.storage.checkpoints import list_checkpoints, newest_whole
+from recipe.command_line import exit_with, parse_numbers
+from recipe.storage.addresses import open_place
 from recipe.storage.fetching import fetch_files
-from recipe.storage.places import Entry, MissingError, Place, StorageError, is_inside, open_place
-from recipe.units import Span
-
-KINDS = {"snapshots": "snapshots/", "posthoc": "posthoc/", "config": "config.yaml"}
-PRIVATE = ("owner.json", "progress.txt")  # of a run that is going on
-_SNAPSHOT = re.compile(r"(?:snapshots|posthoc)/(?:snapshot|posthoc)-(?P<nimg>\d+)-(?P<sigma_rel>\d\.\d+)\.safetensors")
-
-
-class FetchError(ValueError):
-    """Something was asked for that the run does not hold; the message says what it does."""
-
-
-def choose(place: Place, entries: Sequence[Entry], what: str, sigma_rels: list[float] | None, nimg: str) -> list[Entry]:
-    """The entries that the arguments ask for. Raises FetchError if there are none."""
-    if what == "checkpoint":
-        newest = newest_whole(place.child("checkpoints"))
-        if newest is None:
-            raise FetchError(f"{place.address}: holds no whole checkpoint; see what it holds with --list")
-        names = {f"checkpoints/{entry.name}" for entry in newest.files}
-        return [entry for entry in entries if entry.name in names]
-    prefix = KINDS.get(what, "")
-    chosen = [entry for entry in entries if entry.name.startswith(prefix) and entry.name not in PRIVATE]
-    if sigma_rels is not None or nimg != "all":
-        chosen = _chosen_snapshots(chosen, sigma_rels, nimg)
-    if not chosen:
-        raise FetchError(f"{place.address}: holds no such {what}; see what it holds with --list")
-    return chosen
-
-
-def _chosen_snapshots(entries: Sequence[Entry], sigma_rels: list[float] | None, nimg: str) -> list[Entry]:
-    found = {entry: match for entry in entries if (match := _SNAPSHOT.fullmatch(entry.name))}
-    times = {int(match["nimg"]) for match in found.values()}
-    if nimg == "latest":
-        times = {max(times, default=0)}
-    elif nimg != "all":
-        times = {images(nimg)}
-    return [
-        entry
-        for entry, match in found.items()
-        if int(match["nimg"]) in times and (sigma_rels is None or float(match["sigma_rel"]) in sigma_rels)
-    ]
-
-
-def images(text: str) -> int:
-    """A time in images; raises ValueError for other units."""
-    span = Span.parse(text)
-    if span.unit != "sp":
-        raise FetchError(f"--nimg {text}: must be in images, for example 8Mi, or latest, or all")
-    return span.value
+from recipe.storage.places import Entry, MissingError, Place, is_inside
+from recipe.weights.checkpoints import list_checkpoints
+from recipe.weights.run_contents import _SNAPSHOT, FetchError, choose
+from recipe.weights.snapshots import is_intact
 
 
 def print_table(place: Place, entries: Sequence[Entry]) -> None:
@@ -102,7 +55,7 @@ def fetch(place: Place, entries: Sequence[Entry], out: Path, jobs: int) -> None:
         raise FetchError(f"{place.address}: holds the name {unsafe[0]!r}, which would leave {out}; nothing was fetched")
     total = sum(entry.size for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, desc="fetch", disable=None) as progress:
-        fetch_files(place, [entry.name for entry in entries], out, jobs, progress.update)
+        fetch_files(place, [entry.name for entry in entries], out, jobs, progress.update, is_intact)
     print(f"{out}: {len(entries)} files, {total / 1e6:.1f} MB, checked")
 
 
@@ -137,9 +90,8 @@ def main() -> None:
             fetch(
                 place, choose(place, entries, arguments.what, sigma_rels, arguments.nimg), arguments.out, arguments.jobs
             )
-    except (FetchError, StorageError, ValueError, OSError) as error:
-        print(f"fetch.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (ValueError, OSError) as error:
+        exit_with("fetch.py", error)
 
 
 if __name__ == "__main__":

@@ -12,35 +12,16 @@ encoded on each rank's GPU. More: docs/data.md.
 """
 
 import argparse
-import os
 import sys
-import time
 from pathlib import Path
-from typing import Any, NoReturn
 
+from recipe.command_line import UserError, exit_with
 from recipe.preparation.inspection import inspect
-from recipe.preparation.items import PreparationError
-from recipe.preparation.preparing import prepare_data
-from recipe.preparation.settings import Settings
-from recipe.storage.places import StorageError
+from recipe.preparation.options import Settings
+from recipe.preparation.pipeline import prepare_data
+from recipe.preparation.sources.items import PreparationError
 
 CROPS = {"center": "center-crop"}  # short names
-
-
-def prepare(
-    source: str, out: str | Path, *, workers: int | None = None, overwrite: bool = False, **settings: Any
-) -> dict[str, Any]:
-    """Make the shards of `source` and their statistics at `out`, all or nothing; returns the statistics.
-
-    Ranks other than the first of a launch get {}.
-
-    Args:
-        settings: fields of `Settings`: resolution, crop, channels, encoding, ...
-
-    Raises:
-        PreparationError, StorageError: as `prepare_data`.
-    """
-    return prepare_data(source, str(out), Settings(**settings), workers, overwrite)[0]
 
 
 def arguments_parser() -> argparse.ArgumentParser:
@@ -111,24 +92,15 @@ def run(arguments: argparse.Namespace) -> str:
     )
 
 
-def fail(message: str) -> NoReturn:
-    """End with a message and status 2. Where all ranks fail alike the first speaks, and ends the others with it."""
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
-        time.sleep(5)
-    print(f"prepare.py{'' if rank == '0' else f' (rank {rank})'}: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
 def main() -> None:
     try:
         told = run(arguments_parser().parse_args())
         if told:
             print(told)
-    except (PreparationError, StorageError) as error:
-        fail(str(error))
+    except UserError as error:
+        exit_with("prepare.py", error, on_every_rank=False)
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}; finished work is kept")
+        exit_with("prepare.py", f"{error.filename}: {error.strerror}; finished work is kept", on_every_rank=False)
     except KeyboardInterrupt:
         print("prepare.py: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)

@@ -7,18 +7,17 @@ posthoc-NIMG-SIGMA_REL.safetensors files, which recipe/sample.py reads.
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-from recipe.arguments import parse_numbers, unique
+from recipe.command_line import exit_with, parse_numbers, unique
+from recipe.configuration.spans import images_in
 from recipe.edm2.ema import SIGMA_REL_LIMIT
-from recipe.storage.places import StorageError, is_remote, open_place
-from recipe.storage.posthoc import PosthocError, reconstruct, solve, usable_snapshots
-from recipe.storage.snapshots import SnapshotError, SnapshotInfo, list_snapshots, save_snapshot, snapshot_name
-from recipe.units import Span
+from recipe.storage.addresses import is_remote, open_place
+from recipe.weights.posthoc import PosthocError, reconstruct, solve, usable_snapshots
+from recipe.weights.snapshots import SnapshotInfo, list_snapshots, save_snapshot, snapshot_name
 
 
 def lengths(text: str) -> list[float]:
@@ -30,14 +29,6 @@ def lengths(text: str) -> list[float]:
         if round(length, 3) != length:
             raise ValueError(f"sigma_rel {length:g} must have at most 3 decimals, as the names of the files")
     return found
-
-
-def images(text: str) -> int:
-    """A time in images; raises ValueError for batches and epochs, whose size a folder of snapshots does not tell."""
-    span = Span.parse(text)
-    if span.unit != "sp":
-        raise ValueError(f"--nimg {text} must be in images, for example 8Mi")
-    return span.value
 
 
 def run(
@@ -86,7 +77,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="also make averages that the snapshots support poorly")
     arguments = parser.parse_args()
     try:
-        nimg = None if arguments.nimg is None else images(arguments.nimg)
+        nimg = None if arguments.nimg is None else images_in(arguments.nimg, "--nimg")
         run(
             arguments.run.rstrip("/"),
             lengths(arguments.sigma_rel),
@@ -95,9 +86,8 @@ def main() -> None:
             getattr(torch, arguments.dtype),
             arguments.force,
         )
-    except (PosthocError, SnapshotError, StorageError, ValueError, OSError) as error:
-        print(f"reconstruct.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (ValueError, OSError) as error:
+        exit_with("reconstruct.py", error)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,24 @@ Exit status: 0 done, 2 bad input, 75 stopped by a signal and saved (start it aga
 
 import sys
 
-from recipe.config_reader import exit_with, read_or_exit
+from recipe.command_line import UserError, exit_with
+from recipe.configuration.reader import read_or_exit
 
 
 def main() -> None:
     # Bad input must end here: torch, Composer and the process group come after.
     config = read_or_exit(sys.argv[1:], "train.py")
     if config.dry_run:
-        from recipe.training.plan import print_plan
+        from recipe.planning.plan import print_plan
 
         print_plan(config)
         return
 
-    from recipe.training.run import USER_ERRORS, train
+    from recipe.training.run import train
 
     try:
         status = train(config)
-    except USER_ERRORS as error:
+    except UserError as error:
         exit_with("train.py", error, on_every_rank=False)
     sys.exit(status)
 

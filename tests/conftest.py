@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from fault_proxy import FaultProxy
-    from object_store import ObjectStore
-    from slurm_cluster import SlurmCluster
+    from helpers.fault_proxy import FaultProxy
+    from helpers.object_store import ObjectStore
+    from helpers.slurm_cluster import SlurmCluster
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded digits at 8x8 pixels as MDS shards; read-only."""
-    from recipe.prepare import prepare
+    from recipe.preparation.pipeline import prepare
 
     out = tmp_path_factory.mktemp("data") / "digits"
     prepare("digits", out, resolution=8, encoding="png")
@@ -29,7 +29,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def object_store() -> Iterator["ObjectStore"]:
     """A running S3 server, which this process's environment names; a test that kills it starts it again."""
-    from object_store import ObjectStore
+    from helpers.object_store import ObjectStore
 
     store = ObjectStore()
     with pytest.MonkeyPatch.context() as patch:
@@ -49,8 +49,8 @@ def bucket_folder(object_store: "ObjectStore", request: pytest.FixtureRequest) -
 @pytest.fixture
 def fault_proxy(object_store: "ObjectStore", monkeypatch: pytest.MonkeyPatch) -> Iterator["FaultProxy"]:
     """A proxy before the S3 server, which this process's environment names as the endpoint; no faults at first."""
-    from fault_proxy import FaultProxy
-    from object_store import environment
+    from helpers.fault_proxy import FaultProxy
+    from helpers.object_store import environment
 
     with FaultProxy(object_store.endpoint, share=0.0) as proxy:
         for name, value in environment(proxy.endpoint).items():
@@ -61,7 +61,7 @@ def fault_proxy(object_store: "ObjectStore", monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["SlurmCluster"]:
     """A real Slurm cluster of two nodes; skips where none can be started."""
-    from slurm_cluster import SlurmCluster, reason_to_skip
+    from helpers.slurm_cluster import SlurmCluster, reason_to_skip
 
     reason = reason_to_skip()
     if reason is not None:
@@ -74,7 +74,7 @@ def cluster() -> Iterator["SlurmCluster"]:
 @pytest.fixture(scope="session")
 def vae_model() -> Any:
     """A small autoencoder with random weights as diffusers has it: the reference."""
-    from small_vae import build
+    from helpers.small_vae import build
 
     return build()
 
@@ -90,7 +90,7 @@ def vae(vae_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vae_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures for it; read-only."""
-    from small_vae import save_pictures
+    from helpers.small_vae import save_pictures
 
     folder = tmp_path_factory.mktemp("pictures")
     save_pictures(folder)
@@ -100,8 +100,8 @@ def vae_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def encoded(vae: Path, vae_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of their latents; read-only."""
-    from recipe.prepare import prepare
-    from small_vae import SMALL
+    from helpers.small_vae import SMALL
+    from recipe.preparation.pipeline import prepare
 
     out = tmp_path_factory.mktemp("data") / "latents"
     prepare(str(vae_pictures), out, vae=str(vae), **SMALL)

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from streaming import MDSWriter
 
-from recipe.config import Config
-from recipe.config_reader import read_config
+from recipe.configuration.reader import read_config
+from recipe.configuration.schema import Config
+from recipe.data.loader import training_loader
 from recipe.edm2.augment import Augmentation, augment
 from recipe.preparation.encoders import PixelEncoder
-from recipe.training.data import training_loader
 
 REPEATS = 5
 SOURCES = {  # of synthetic shards: columns

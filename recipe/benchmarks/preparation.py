@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from recipe.prepare import prepare
+from recipe.preparation.pipeline import prepare
 
 CASES: list[dict[str, Any]] = [
     {"resolution": 64, "encoding": "png"},

@@ -9,13 +9,13 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 
-from recipe.config import Config
+from recipe.configuration.schema import Config
+from recipe.data.checks import check_data
 from recipe.storage.uploads import Uploads
 from recipe.training.callbacks import snapshot_tensors
-from recipe.training.data import check_data
 from recipe.training.model import unwrap
 from recipe.training.preflight import Start
-from recipe.training.run import build_trainer
+from recipe.training.trainer import build_trainer
 
 STEPS_BETWEEN = 10  # steps from one snapshot to the next
 SNAPSHOTS = 4

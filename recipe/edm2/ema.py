@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from recipe.edm2.shards import local
+from recipe.edm2.sharded_tensors import local
 
 SIGMA_REL_LIMIT = 12**-0.5  # gamma = 0: a uniform average, the longest that the family holds
 

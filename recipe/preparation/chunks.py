@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from recipe.preparation.encoders import Encoder
-from recipe.preparation.items import ItemError, Source, items_hash, shown
 from recipe.preparation.pictures import PictureFormat
+from recipe.preparation.sources.items import ItemError, Source, items_hash, shown
 
 LARGEST_CHUNK = 8192  # items, so that little is done twice after an interruption
 LABEL_BYTES = 64  # of a sample beside its image: label, sizes, offset

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from recipe.preparation.items import PreparationError, Raw, spread
-from recipe.preparation.mds import MdsShards
-from recipe.preparation.outputs import STATISTICS, stored_file
+from recipe.data.index import STATISTICS, stored_file
+from recipe.data.samples import MdsShards
 from recipe.preparation.pictures import upright
-from recipe.storage.places import MissingError, open_place
+from recipe.preparation.sources.items import PreparationError, Raw, spread
+from recipe.storage.addresses import open_place
+from recipe.storage.places import MissingError
 
 COLUMNS, ROWS = 12, 8
 CELL = 128  # largest width and height of a picture on the sheet, in pixels
@@ -112,8 +113,8 @@ def _coloured(latents: list[NDArray[np.floating]]) -> list[NDArray[np.uint8]]:
 def _decoded(latents: list[NDArray[np.floating]], vae: str, address: str) -> list[NDArray[np.uint8]]:
     import torch  # takes seconds to import, and most data are pixels
 
+    from recipe.data.autoencoder import Vae, find_vae
     from recipe.preparation.moments import encoding_device
-    from recipe.preparation.vae import Vae, find_vae
 
     files = find_vae(vae)
     files.check_latents(len(latents[0]), address)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recipe.data.autoencoder import Vae, VaeError, VaeFiles, import_diffusers
 from recipe.edm2.latents import SIGMA_DATA, STABLE_DIFFUSION, Whitening
-from recipe.preparation.items import PreparationError
-from recipe.preparation.vae import Vae, VaeError, VaeFiles, import_diffusers
+from recipe.preparation.sources.items import PreparationError
 
 PER_GPU = 4  # processes that share a GPU, so that it encodes for one while others decode files
 

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipe.data.index import INDEX, LABELS, SKIPPED, STATISTICS, stored_file
 from recipe.preparation.chunks import Chunk, Note
-from recipe.preparation.items import PreparationError
+from recipe.preparation.sources.items import PreparationError
+from recipe.storage.addresses import is_remote, open_place
 from recipe.storage.local import LocalPlace
-from recipe.storage.places import PROBE, MissingError, Place, is_remote, open_place
+from recipe.storage.places import PROBE, MissingError, Place
 
-INDEX, STATISTICS, LABELS, SKIPPED = "index.json", "stats.json", "labels.npy", "skipped.json"
 NOTES = "unfinished"  # folder with one note per finished chunk, until all are
 LOCK = "lock"
 SHARD = re.compile(r"shard\.\d{5,}(-\d+)?\.mds(\.\w+)?")
@@ -230,11 +231,6 @@ def open_output(address: str, rank: int = 0) -> Output:
         StorageError: another scheme.
     """
     return RemoteOutput(address, rank) if is_remote(address) else FolderOutput(address, rank)
-
-
-def stored_file(entry: dict[str, Any]) -> dict[str, Any]:
-    """What an entry of the index says of the file that is there: the compressed one if there is compression."""
-    return entry.get("zip_data") or entry["raw_data"]
 
 
 def _whole(note: Note, sizes: dict[str, int]) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from recipe.preparation.items import ItemError, Raw
+from recipe.preparation.sources.items import ItemError, Raw
 
 CROPS = ("center-crop", "center-crop-dhariwal", "none")
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I")

@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any, NoReturn
 
+from recipe.command_line import UserError
 from recipe.preparation.chunks import BrokenItems, Chunk, Job, Note, write_chunk
-from recipe.preparation.items import PreparationError
 from recipe.preparation.outputs import Output
-from recipe.storage.places import StorageError
+from recipe.preparation.sources.items import PreparationError
 
 LOOK_SECONDS = 0.2  # between looks at progress, and at whether the parent lives
 MOST_BROKEN = 100  # items after which a pass that cannot succeed ends
@@ -39,7 +39,7 @@ def write_chunks(
         them, in the order of the source; the pass ends early once there are MOST_BROKEN.
 
     Raises:
-        StorageError, OSError, PreparationError: the first failure of a process; the others are ended.
+        UserError, OSError: the first failure of a process; the others are ended.
     """
     notes: dict[int, Note] = {}
     broken: Broken = []
@@ -142,7 +142,7 @@ def _worker(connection: Connection, parent: int, job: Job, output: Output, count
         chunk = connection.recv()
         try:
             answer = _work(job, chunk, output, advance)
-        except (StorageError, PreparationError, OSError) as error:
+        except (UserError, OSError) as error:
             answer = ("failed", error)
         except Exception:
             answer = ("failed", RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import os
 import threading
@@ -10,18 +9,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipe.storage.files import file_sha256
 from recipe.storage.places import Facts, MissingError, Place, StorageError
-from recipe.storage.snapshots import SnapshotReader
 
 PIECE = 16 * 2**20  # bytes of one request
 PART = ".part"  # ends the names of files that are not whole yet
 
 Progress = Callable[[int], object]
-"""Told the number of bytes that have come, or were there already."""
+"""Takes the number of bytes that have come, or were there already."""
+
+Check = Callable[[Path, str], bool]
+"""Whether the file at a path, to be called by that name, is whole; asked where the store holds no checksum of it."""
 
 
 def fetch_files(
-    place: Place, names: Sequence[str], folder: Path, jobs: int = 8, progress: Progress = lambda count: None
+    place: Place,
+    names: Sequence[str],
+    folder: Path,
+    jobs: int = 8,
+    progress: Progress = lambda count: None,
+    passes: Check = lambda path, name: True,
 ) -> list[Path]:
     """Copy the files `names` of `place` to `folder`, under the same names; returns their paths.
 
@@ -38,7 +45,7 @@ def fetch_files(
         progress(count)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_fetch, place, name, folder / name, told) for name in names]
+        futures = [pool.submit(_fetch, place, name, folder / name, told, passes) for name in names]
         try:
             return [future.result() for future in concurrent.futures.as_completed(futures)]
         except BaseException:
@@ -47,11 +54,11 @@ def fetch_files(
             raise
 
 
-def _fetch(place: Place, name: str, path: Path, progress: Progress) -> Path:
+def _fetch(place: Place, name: str, path: Path, progress: Progress, passes: Check) -> Path:
     facts = place.facts(name)
     if facts is None:
         raise MissingError(f"{place.describe(name)}: is not there any more; list the folder again")
-    if path.is_file() and path.stat().st_size == facts.size and _is_intact(path, facts):
+    if path.is_file() and path.stat().st_size == facts.size and _is_intact(path, name, facts, passes):
         progress(facts.size)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +72,7 @@ def _fetch(place: Place, name: str, path: Path, progress: Progress) -> Path:
                 progress(len(data))
             file.flush()
             os.fsync(file.fileno())
-        if not _is_intact(part.path, facts, name):
+        if not _is_intact(part.path, name, facts, passes):
             part.forget()
             raise StorageError(
                 f"{place.describe(name)}: its checksum does not match, it was damaged in the store or on the way; "
@@ -98,23 +105,5 @@ def _partial(path: Path, facts: Facts) -> Iterator[_Part]:
     note.unlink()
 
 
-def _is_intact(path: Path, facts: Facts, name: str | None = None) -> bool:
-    """Whether the file passes the checksum stored beside it, or its own if it is a snapshot."""
-    if facts.sha256 is not None:
-        with open(path, "rb") as file:
-            return _sha256(file) == facts.sha256
-    if (name or path.name).endswith(".safetensors"):
-        try:
-            with SnapshotReader(path) as reader:
-                for tensor in reader.names():
-                    reader.read(tensor)
-        except ValueError:
-            return False
-    return True
-
-
-def _sha256(file) -> str:
-    digest = hashlib.sha256()
-    while data := file.read(2**20):
-        digest.update(data)
-    return digest.hexdigest()
+def _is_intact(path: Path, name: str, facts: Facts, passes: Check) -> bool:
+    return passes(path, name) if facts.sha256 is None else file_sha256(path) == facts.sha256

@@ -6,19 +6,17 @@ import errno
 import fcntl
 import hashlib
 import os
-import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from recipe.storage.files import _write, _written, named_errors
 from recipe.storage.places import (
     TEMPORARY,
-    AccessError,
     ChangedError,
     Entry,
     Facts,
-    MissingError,
     Place,
     StorageError,
     is_temporary,
@@ -143,56 +141,13 @@ class LocalPlace(Place):
         return self.folder / self._checked(name)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's contents in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _version(found: os.stat_result) -> str:
     return f"{found.st_size}-{found.st_ino}-{found.st_mtime_ns}"
-
-
-@contextlib.contextmanager
-def named_errors(path: Path, what: str) -> Iterator[None]:
-    """Turn OSError into the errors of places."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise MissingError(f"{error.filename or path}: no such file or folder; check the path") from None
-    except PermissionError as error:
-        raise AccessError(f"{error.filename or path}: may not {what} by this user; change its permissions") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(f"{error.filename or path}: cannot {what} ({reason}); check the path and the disk") from None
 
 
 def _raise_unless_missing(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
-
-
-@contextlib.contextmanager
-def _written(path: Path, fill: Callable[[Path], object]) -> Iterator[Path]:
-    """A temporary file beside `path`, filled and on disk; removed at the end unless it was renamed."""
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name}"[:255])
-    with named_errors(path, "be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            fill(temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            yield temporary
-            _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 def _write_exclusively(path: Path, data: bytes) -> bool:
@@ -213,12 +168,3 @@ def _lock(folder: Path) -> Iterator[None]:
     with open(folder / LOCK, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

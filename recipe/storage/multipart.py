@@ -4,7 +4,6 @@ import base64
 import contextlib
 import hashlib
 import math
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,11 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from recipe.storage.places import StorageError
-from recipe.storage.s3_client import TransferCutError, call, code
+from recipe.storage.s3_client import call, check_stored, code
 
 PART_SIZE = 16 << 20  # bytes
 MOST_PARTS = 10_000  # of one object, by S3's rules
 PARALLEL_PARTS = 4
-
-
-def check_stored(answer: Mapping[str, Any], md5: str) -> None:
-    """Raise TransferCutError if the ETag in an answer is an MD5, but not `md5` (in hexadecimal)."""
-    encrypted = answer.get("ServerSideEncryption", "").startswith("aws:kms") or answer.get("SSECustomerAlgorithm")
-    etag = answer["ETag"].strip('"')
-    if not encrypted and len(etag) == 32 and etag != md5:
-        raise TransferCutError("the server stored other bytes than were sent")
 
 
 def upload(where: str, target: dict[str, str], path: Path, size: int, metadata: dict[str, str]) -> None:

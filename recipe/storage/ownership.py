@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from recipe.command_line import UserError
 from recipe.storage.places import Place, StorageError
 
 NAME = "owner.json"
@@ -20,7 +21,7 @@ LEASE = 180.0  # seconds without a sign of life after which an owner elsewhere c
 HEARTBEAT = 30.0  # seconds between signs of life
 
 
-class OwnedError(ValueError):
+class OwnedError(UserError):
     """A run's folder that another live run owns; the message says which."""
 
 

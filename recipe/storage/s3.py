@@ -13,7 +13,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from recipe.storage import multipart
-from recipe.storage.local import file_sha256, named_errors
+from recipe.storage.files import file_sha256, named_errors
 from recipe.storage.places import Entry, Facts, MissingError, Place, StorageError, is_temporary
 from recipe.storage.s3_client import TransferCutError, call, code, endpoint, status
 

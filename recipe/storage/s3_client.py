@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,13 +21,11 @@ from botocore.parsers import ResponseParserError
 from recipe.storage.places import AccessError, ChangedError, MissingError, StorageError
 
 T = TypeVar("T")
-
 FIRST_DELAY = 0.25  # seconds before the second attempt, doubled for each further one
 LONGEST_DELAY = 15.0
 CONNECT_TIMEOUT = 10  # seconds
 READ_TIMEOUT = 30
 CONNECTIONS = 32
-
 ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 TRANSIENT_CODES = {
     "RequestTimeout", "SlowDown", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
@@ -206,3 +204,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TransferCutError | ValueError | boto.ParamValidationError):
         return " ".join(str(error).split())[:200]
     return type(error).__name__
+
+
+def check_stored(answer: Mapping[str, Any], md5: str) -> None:
+    """Raise TransferCutError if the ETag in an answer is an MD5, but not `md5` (in hexadecimal)."""
+    encrypted = answer.get("ServerSideEncryption", "").startswith("aws:kms") or answer.get("SSECustomerAlgorithm")
+    etag = answer["ETag"].strip('"')
+    if not encrypted and len(etag) == 32 and etag != md5:
+        raise TransferCutError("the server stored other bytes than were sent")

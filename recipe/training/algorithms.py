@@ -13,14 +13,12 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from recipe.edm2 import rng
 from recipe.edm2.ema import power_function_beta, update_ema_
 from recipe.edm2.latents import Whitening
-from recipe.edm2.loss import sample_sigma
 from recipe.edm2.lr import learning_rate
-from recipe.edm2.precond import project_weights_
-from recipe.edm2.shards import local
-from recipe.training.examples import example_images
+from recipe.edm2.networks.precond import project_weights_
+from recipe.edm2.sharded_tensors import local
+from recipe.training.inputs import ExampleNoise, example_images
 from recipe.training.model import unwrap
 
 log = logging.getLogger(__name__)
@@ -58,51 +56,6 @@ class InverseSqrtLR(Algorithm):
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-
-
-class ExampleNoise(Algorithm):
-    """Draws what is random about each example, keyed by (seed, batch number, sample id).
-
-    Rank, world size and microbatch do not enter, so they cannot change the result. Only dropout draws from torch's
-    generator; it is seeded anew each step by (seed, batch number, rank), so that a resumed run repeats it.
-
-    Args:
-        seed: of the run.
-        P_mean, P_std: see `sample_sigma`.
-        label_dropout: share of the examples whose label becomes -1.
-        rank: of this process.
-    """
-
-    def __init__(self, seed: int, P_mean: float, P_std: float, label_dropout: float = 0.0, rank: int = 0):
-        self.seed = seed
-        self.P_mean = P_mean
-        self.P_std = P_std
-        self.label_dropout = label_dropout
-        self.rank = rank
-
-    def match(self, event: Event, state: State) -> bool:
-        return event in (Event.BATCH_START, Event.BEFORE_FORWARD)
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        batch_number = state.timestamp.batch.value
-        if event == Event.BATCH_START:
-            key = rng.random_bits(self.seed, rng.DROPOUT, batch_number, torch.tensor([self.rank]), 2)[0]
-            torch.manual_seed(int(key[0]) << 31 | int(key[1]) >> 1)
-        else:
-            state.batch = state.batch | self.draw(state.batch, batch_number)
-
-    def draw(self, batch: dict[str, torch.Tensor], batch_number: int) -> dict[str, torch.Tensor]:
-        """`sigma` [N], unit `noise` [N, C, H, W] and `label` [N] for the examples in `batch`."""
-        ids = batch["id"]
-        rnd_normal = rng.normal(self.seed, rng.SIGMA, batch_number, ids)
-        drawn = {
-            "sigma": sample_sigma(rnd_normal, self.P_mean, self.P_std),
-            "noise": rng.normal(self.seed, rng.NOISE, batch_number, ids, batch["image"].shape[1:]),
-        }
-        if self.label_dropout > 0:
-            dropped = rng.uniform(self.seed, rng.LABEL_DROP, batch_number, ids) <= self.label_dropout
-            drawn["label"] = batch["label"].masked_fill(dropped, -1)
-        return drawn
 
 
 class ScrubGradients(Algorithm):

@@ -13,17 +13,17 @@ from composer.utils import dist
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 
-from recipe.config import Config
-from recipe.edm2.generate import SamplerSettings, generate_batches
+from recipe.configuration.schema import Config
+from recipe.data.autoencoder import Vae, find_vae
+from recipe.data.facts import whitening_of
 from recipe.edm2.images import image_grid, to_pixels
-from recipe.edm2.latents import Whitening, unwhiten
-from recipe.edm2.precond import Precond
-from recipe.edm2.shards import gather
-from recipe.preparation.vae import Vae, find_vae
-from recipe.storage.snapshots import SnapshotInfo, save_snapshot, snapshot_name
+from recipe.edm2.networks.precond import Precond
+from recipe.edm2.samplers.generate import SamplerSettings, generate_batches
+from recipe.edm2.sharded_tensors import gather
+from recipe.sampling.networks import LatentPictures
 from recipe.training.folder import RunFolder
 from recipe.training.model import unwrap
-from recipe.training.statistics import whitening_of
+from recipe.weights.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 
 
 class _AtIntervals(Callback):
@@ -168,25 +168,6 @@ class SampleGrid(_AtIntervals):
         if isinstance(net, FSDPModule):
             net.reshard()  # its root unit stays gathered until a backward pass that never comes
         return images
-
-
-class LatentPictures:
-    """Decodes whitened latents [N, C, h, w] to uint8 pictures [N, 3, H, W].
-
-    Args:
-        vae: the autoencoder, on the CPU; it is on `device` only while it works, for the memory is the training's.
-    """
-
-    def __init__(self, vae: Vae, whitening: Whitening, device: torch.device):
-        self.vae = vae
-        self.whitening = whitening
-        self.device = device
-
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        self.vae.to(self.device)
-        pictures = self.vae.decode(unwhiten(latents, self.whitening))
-        self.vae.to("cpu")
-        return pictures
 
 
 def decoder(config: Config, statistics: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:

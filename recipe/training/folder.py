@@ -5,22 +5,16 @@ config.yaml  owner.json  checkpoints/  snapshots/  samples/  tensorboard/
 
 import getpass
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from composer.callbacks import CheckpointSaver
-from composer.core import State
-from composer.loggers import Logger, LoggerDestination
-from composer.utils import dist
-
-from recipe.config import Config
-from recipe.storage.checkpoints import Checkpoint, retain
+from recipe.configuration.schema import Config
+from recipe.storage.addresses import open_place
 from recipe.storage.fetching import fetch_files
-from recipe.storage.places import Place, open_place
+from recipe.storage.places import Place
 from recipe.storage.uploads import Uploads
-from recipe.training.stopping import UnsavableError
+from recipe.weights.checkpoints import Checkpoint
 
 PROGRESS = "progress.txt"  # name of the newest checkpoint that was stored, also after someone else deleted it
 
@@ -75,56 +69,3 @@ def scratch_folder(config: Config) -> Path:
 def localise(place: Place, checkpoint: Checkpoint, folder: Path) -> None:
     """Fetch a checkpoint of the run at `place` to `folder`, under the same names."""
     fetch_files(place, [f"checkpoints/{entry.name}" for entry in checkpoint.files], folder)
-
-
-class FileUploads(LoggerDestination):
-    """Stores the files that Composer's parts hand to the logger: event files and the parts of checkpoints."""
-
-    def __init__(self, folder: RunFolder):
-        self.folder = folder
-
-    def can_upload_files(self) -> bool:
-        return True
-
-    def upload_file(self, state: State, remote_file_name: str, file_path: Path, *, overwrite: bool = False) -> None:
-        self.folder.keep(os.path.relpath(file_path, self.folder.local))
-
-
-class Checkpoints(CheckpointSaver):
-    """Composer's checkpoints, stored after the snapshots of their time, and the oldest deleted.
-
-    Args:
-        folder: of the run.
-        interval: Composer time string.
-        keep: how many whole ones stay; -1 = all.
-    """
-
-    def __init__(self, folder: RunFolder, interval: str, keep: int):
-        super().__init__(
-            folder=str(folder.local / "checkpoints"),
-            filename="ba{batch}-rank{rank}.pt",
-            remote_file_name=None if folder.place.is_local else "checkpoints/ba{batch}-rank{rank}.pt",
-            latest_filename=None,  # which one is the newest whole one is seen from what is there
-            latest_remote_file_name=None,
-            save_interval=interval,
-            num_checkpoints_to_keep=-1,
-            overwrite=True,  # one cut short by a kill is written again
-        )
-        self.run_folder = folder
-        self.keep = keep
-
-    def _save_checkpoint(self, state: State, logger: Logger) -> None:
-        uploads, place = self.run_folder.uploads, self.run_folder.place
-        if place.is_local:
-            uploads.drain()  # a checkpoint on disk says that the snapshots before it are on disk
-            if uploads.failure is not None:
-                raise UnsavableError(str(uploads.failure))
-        super()._save_checkpoint(state, logger)
-        if dist.get_global_rank() == 0:
-            uploads.submit(self.tidy)
-
-    def tidy(self) -> None:
-        """Delete the oldest checkpoints and note the newest whole one; other ranks' parts of it may be under way."""
-        newest = retain(self.run_folder.place.child("checkpoints"), self.keep)
-        if newest is not None:
-            self.run_folder.place.write(PROGRESS, newest.name.encode())

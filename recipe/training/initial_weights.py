@@ -21,14 +21,15 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from recipe.config import Config
-from recipe.edm2.shards import assign_
-from recipe.storage.checkpoints import newest_whole
-from recipe.storage.pickles import check_checkpoint, load_torch, read_metadata
-from recipe.storage.places import open_place
-from recipe.storage.snapshots import SnapshotReader
+from recipe.command_line import UserError
+from recipe.configuration.schema import Config
+from recipe.edm2.sharded_tensors import assign_
+from recipe.storage.addresses import open_place
 from recipe.training.folder import localise, scratch_folder
 from recipe.training.model import DiffusionModel
+from recipe.weights.checkpoints import newest_whole
+from recipe.weights.pickles import check_checkpoint, load_torch, read_metadata
+from recipe.weights.snapshots import SnapshotReader
 
 LABELS = "unet.emb_label.weight"
 AUGMENT = ("unet.emb_augment.weight", "unet.emb_augment_gain")
@@ -37,7 +38,7 @@ _BLOCK = re.compile(r"(?<=\.)(\d+)x\1(?=_)")
 _ATTENTION = re.compile(r"\.attn_(qkv|proj)\.weight$")
 
 
-class InitError(ValueError):
+class InitError(UserError):
     """Weights that do not fit the network; the message lists the differences."""
 
 

@@ -7,12 +7,12 @@ from composer.models import ComposerModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from recipe.edm2.flops import macs_per_image
 from recipe.edm2.images import to_network
-from recipe.edm2.initialize import initialize_
 from recipe.edm2.loss import denoising_error, uncertainty_loss
-from recipe.edm2.precond import Precond
-from recipe.edm2.shards import local
+from recipe.edm2.networks.flops import macs_per_image
+from recipe.edm2.networks.initialize import initialize_
+from recipe.edm2.networks.precond import Precond
+from recipe.edm2.sharded_tensors import local
 
 
 class DiffusionModel(ComposerModel):

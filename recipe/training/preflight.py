@@ -8,22 +8,23 @@ from typing import Any
 
 import torch
 
-from recipe.config import Config
-from recipe.config_reader import to_yaml
-from recipe.edm2.precond import Precond
-from recipe.preparation.vae import find_vae
-from recipe.storage.checkpoints import Checkpoint, clean_up, list_checkpoints
+from recipe.command_line import UserError
+from recipe.configuration.agreement import check_agreement
+from recipe.configuration.reader import to_yaml
+from recipe.configuration.schema import Config
+from recipe.data.autoencoder import find_vae
+from recipe.data.checks import check_data, resolve
+from recipe.edm2.networks.precond import Precond
+from recipe.storage.addresses import open_place
 from recipe.storage.ownership import Ownership
-from recipe.storage.places import Place, open_place
-from recipe.training.agreement import check_agreement
-from recipe.training.data import check_data
+from recipe.storage.places import Place
 from recipe.training.folder import PROGRESS, scratch_folder
-from recipe.training.statistics import resolve
+from recipe.weights.checkpoints import Checkpoint, clean_up, list_checkpoints
 
 CONFIG = "config.yaml"
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run that cannot start or go on; the message says why and what to do."""
 
 

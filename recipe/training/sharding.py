@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 
-from recipe.config import FSDP
-from recipe.edm2.unet import Block
+from recipe.configuration.schema import FSDP
+from recipe.edm2.networks.unet import Block
 from recipe.training.model import DiffusionModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -9,6 +9,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from recipe.command_line import UserError
 from recipe.storage.ownership import Ownership
 from recipe.storage.uploads import Uploads
 
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 STOP, FAIL = 1, 2
 
 
-class UnsavableError(ValueError):
+class UnsavableError(UserError):
     """A run whose results cannot be stored any more; the message says why."""
 
 

@@ -1,0 +1,71 @@
+"""The command line: lists as users write them, and how a command ends over bad input."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def parse_integers(text: str) -> list[int]:
+    """Integers from `0-39,50`: single ones and inclusive ranges. Raises ValueError with the rule."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"{text!r} is not a list of whole numbers and ranges such as 0-39,50")
+        start, end = int(first), int(last or first)
+        if end < start:
+            raise ValueError(f"{part.strip()!r} is a range that falls; write {end}-{start}")
+        if end >= 2**63:
+            raise ValueError(f"{part.strip()!r} goes beyond 2^63 - 1")
+        numbers += range(start, end + 1)
+    return numbers
+
+
+def parse_numbers(text: str) -> list[float]:
+    """Numbers from `0.05,0.10:0.20:0.05`: single ones and inclusive ranges start:end:step. Raises ValueError."""
+    numbers: list[float] = []
+    for part in text.split(","):
+        try:
+            values = [float(value) for value in part.split(":")]
+        except ValueError:
+            values = []
+        if len(values) == 1:
+            numbers += values
+        elif len(values) == 3 and values[2] > 0 and values[0] <= values[1] < math.inf:
+            start, end, step = values
+            numbers += [round(start + index * step, 9) for index in range(int((end - start) / step + 1e-6) + 1)]
+        else:
+            raise ValueError(f"{text!r} is not a list of numbers and ranges start:end:step such as 0.05,0.10:0.20:0.05")
+    return numbers
+
+
+def unique(values: Sequence[float]) -> list[float]:
+    """The values without repeats, in order."""
+    return list(dict.fromkeys(values))
+
+
+USAGE_ERROR = 2  # exit status for bad input
+
+
+class UserError(ValueError):
+    """Something that the user can put right; the message names what, the value, the rule and the fix, on one line."""
+
+
+def exit_with(command: str, error: Exception | str, on_every_rank: bool = True) -> NoReturn:
+    """End a command over bad input: the message, no traceback, status 2. Under a launcher rank 0 speaks for all.
+
+    Args:
+        command: name of the script.
+        error: what to say.
+        on_every_rank: all ranks end here with the same error; if not, one that is still alive after a while speaks up.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(5)  # a launcher ends all ranks with the first one: rank 0 must get to speak
+    if rank == "0" or not on_every_rank:
+        speaker = command if rank == "0" else f"{command} (rank {rank})"
+        print(f"{speaker}: {error}", file=sys.stderr, flush=True)
+    sys.exit(USAGE_ERROR)

@@ -1,0 +1,208 @@
+"""From YAML files and `key=value` arguments to a checked `Config`, or to one message that lists every problem.
+
+Files merge from left to right, then the overrides. `???` as a value marks what a later file or override must set, and
+`${key}` refers to another key, as in OmegaConf.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from pydantic import ValidationError
+
+from recipe.command_line import USAGE_ERROR, exit_with
+from recipe.configuration.problems import ConfigError, Problem, problems_of, schema_entry
+from recipe.configuration.schema import Config
+
+
+def read_config(arguments: Sequence[str]) -> Config:
+    """The configuration that command-line arguments describe: YAML paths and `key=value` overrides.
+
+    Raises:
+        ConfigError: with all problems at once.
+    """
+    tree = _merge(arguments)
+    config, problems = _validate(tree)
+    if problems:
+        raise ConfigError(problems)
+    assert config is not None
+    return config
+
+
+def read_or_exit(arguments: Sequence[str], command: str) -> Config:
+    """`read_config` for a command: prints the usage or the problems and exits with status 2.
+
+    WORLD_SIZE, which launchers set, must fit the configuration too.
+    """
+    from recipe.configuration.rules import broken_rules_of_world
+
+    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+        print(f"usage: recipe/{command} CONFIG.yaml [MORE.yaml ...] [key=value ...]", file=sys.stderr)
+        sys.exit(0 if arguments else USAGE_ERROR)
+    try:
+        config = read_config(arguments)
+        problems = list(broken_rules_of_world(config, int(os.environ.get("WORLD_SIZE", "1"))))
+        if problems:
+            raise ConfigError(problems)
+        return config
+    except ConfigError as error:
+        exit_with(command, error)
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration with every key, as YAML that reads back to the same configuration."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+
+
+def _merge(arguments: Sequence[str]) -> dict[str, Any]:
+    """Read and merge all arguments into one plain tree. Raises ConfigError."""
+    files, overrides, problems, overridden = {}, {}, [], set()
+    for argument in arguments:
+        try:
+            if "=" in argument and not os.path.exists(argument):
+                key = argument.split("=", 1)[0]
+                if key in overridden:
+                    raise ConfigError([Problem(key, None, "is given twice on the command line", "keep one of them")])
+                overridden.add(key)
+                overrides = _overlay(overrides, OmegaConf.to_container(_read_override(argument)))
+            else:
+                files = _overlay(files, OmegaConf.to_container(_read_file(argument)))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    if not files:
+        raise ConfigError([Problem("arguments", None, "name no YAML file", "name one, for example yamls/edm2.yaml")])
+    return _resolve(_overlay(files, overrides))
+
+
+def _overlay(below: dict[str, Any], above: Any) -> dict[str, Any]:
+    """`above` over `below`, section by section. Unlike OmegaConf.merge it lets the check of types see every clash."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict):
+            inner = below.get(key)
+            merged[str(key)] = _overlay(inner if isinstance(inner, dict) else {}, value)
+        elif value != "???" or key not in below:
+            merged[str(key)] = value
+    return merged
+
+
+def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
+    """Fill in `${key}`. Raises ConfigError."""
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([_bad_reference(error.full_key or "the merged configuration", error)]) from None
+    assert isinstance(resolved, dict)
+    return resolved  # pyright: ignore[reportReturnType]
+
+
+def _read_file(name: str) -> DictConfig:
+    if not os.path.isfile(name):
+        raise ConfigError([_no_file(name)])
+    try:
+        config = OmegaConf.load(name)
+    except GrammarParseError as error:
+        raise ConfigError([_bad_reference(f"{name}, {error.full_key}", error)]) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}, line {mark.line + 1}" if mark else name
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        fix = "keep one of the two" if "duplicate" in what else "write `key: value` lines in YAML"
+        raise ConfigError([Problem(where, None, f"is not valid YAML: {what}", fix)]) from None
+    except OSError as error:
+        if error.errno is not None:
+            rule = f"cannot be read: {error.strerror}"
+            raise ConfigError([Problem(name, None, rule, "mend its permissions")]) from None
+        config = None  # how OmegaConf says that the file is a number
+    if not isinstance(config, DictConfig) or not config:
+        raise ConfigError([Problem(name, None, "holds no keys", "write `key: value` lines in YAML")])
+    return config
+
+
+def _no_file(name: str) -> Problem:
+    """What to say about an argument that is neither key=value nor a file."""
+    if not name.strip():
+        return Problem("arguments", repr(name), "must not be blank", "name a YAML file, for example yamls/edm2.yaml")
+    is_folder = os.path.isdir(name)
+    if not is_folder and "/" not in name and not name.endswith((".yaml", ".yml")):
+        fix = "write for example model.dropout=0.1, or name a YAML file"
+        return Problem(name, None, "is neither key=value nor a YAML file", fix)
+    places = {name if is_folder else os.path.dirname(name) or ".", "yamls"}
+    known = sorted(str(path) for place in places if os.path.isdir(place) for path in Path(place).glob("*.yaml"))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    fix = f"did you mean {close[0]}?" if close else f"name one of {', '.join(known)}" if known else "name a YAML file"
+    return Problem(name, None, "is a folder, not a YAML file" if is_folder else "no such file", fix)
+
+
+def _bad_reference(key: str, error: OmegaConfBaseException, value: str | None = None) -> Problem:
+    """A `${...}` that OmegaConf cannot follow."""
+    fix = "refer to a key that a file or argument sets, as in ${model.dropout}, or write a plain value"
+    return Problem(key, value, f"cannot be resolved: {str(error).splitlines()[0]}", fix)
+
+
+def _read_override(argument: str) -> DictConfig:
+    key, value = argument.split("=", 1)
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
+        raise ConfigError([Problem(argument, None, "is not key=value", "write for example model.dropout=0.1")])
+    if value.strip() in ("", "???"):
+        fix = f"write {key}=VALUE, or {key}=null for none"
+        raise ConfigError([Problem(key, repr(value), "must not be blank", fix)])
+    try:
+        return OmegaConf.from_dotlist([argument])
+    except GrammarParseError as error:
+        raise ConfigError([_bad_reference(key, error, value)]) from None
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        fix = f"quote it for YAML, and that for the shell: '{key}=\"...\"'"
+        raise ConfigError([Problem(key, value, f"is not valid YAML: {what}", fix)]) from None
+
+
+def _validate(tree: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
+    """Check every key by itself, then the rules that span keys, even if some keys had to be left out."""
+    from recipe.configuration.rules import broken_rules
+
+    try:
+        config = Config.model_validate(tree)
+        return config, list(broken_rules(config))
+    except ValidationError as error:
+        problems = problems_of(error)
+    bad = {key for problem in problems for key in (problem.key, re.sub(r"\.\d+\..*", "", problem.key))}
+    for problem in problems:
+        _make_valid(tree, problem.key)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError:
+        return None, problems
+    related = (problem for problem in broken_rules(config) if not _mentions(problem, bad))
+    return None, problems + list(related)
+
+
+def _mentions(problem: Problem, keys: set[str]) -> bool:
+    """Whether a broken rule is about a key that is already known to be bad."""
+    text = f"{problem.key} {problem.rule}"
+    return any(re.search(rf"(?<![\w.]){re.escape(key)}(?![\w])", text) for key in keys)
+
+
+def _make_valid(tree: dict[str, Any], key: str) -> None:
+    """Replace a bad key by its default, or by its example if it has none."""
+    if tree.pop(key, None) is not None:  # a key with dots
+        return
+    *sections, leaf = key.split(".")
+    for section in sections:
+        if not isinstance(tree.get(section), dict):
+            tree.pop(section, None)  # a list with a bad section in it
+            return
+        tree = tree[section]
+    tree.pop(leaf, None)
+    field = schema_entry(key)
+    if field is not None and field.is_required():
+        tree[leaf] = field.examples[0] if field.examples else None

@@ -1,0 +1,72 @@
+"""The loader of a run, and its worker processes."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+import torch
+from composer.utils import dist
+from streaming import Stream, StreamingDataLoader
+
+from recipe.data.dataset import ImageDataset
+from recipe.data.index import read_labels, sources
+from recipe.data.shared_memory import clear_stale
+
+DOWNLOAD_RETRIES = 8  # of a shard, each with the retries of its storage's own client
+
+
+def training_loader(config: Any, device_batch_size: int) -> StreamingDataLoader:
+    """The loader of a run. The order of the samples depends on the seed and `num_canonical_nodes`, not on the ranks."""
+    data, places = config.data, sources(config.data)
+    remote = [source for source in places if source.remote is not None]
+    if remote:
+        if dist.get_local_rank() == 0:  # a killed run leaves its claims on the cache folders
+            for source in remote:
+                clear_stale(source.local)
+        dist.barrier()
+    if data.streams is None:
+        where: dict[str, Any] = {"remote": data.remote, "local": data.local}
+    else:
+        where = {"streams": [Stream(remote=s.remote, local=s.local, proportion=s.proportion) for s in places]}
+    # Only the first rank of each node arranges the epoch.
+    labels = read_labels(places[0]) if data.class_balanced and dist.get_local_rank() == 0 else None
+    dataset = ImageDataset(
+        img_resolution=config.model.img_resolution,
+        img_channels=config.model.img_channels,
+        label_dim=config.model.label_dim,
+        labels=labels,
+        **where,
+        shuffle=data.shuffle,
+        shuffle_seed=config.seed,
+        num_canonical_nodes=data.num_canonical_nodes,
+        cache_limit=data.cache_limit,
+        batch_size=device_batch_size,
+        download_retry=DOWNLOAD_RETRIES,
+    )
+    return StreamingDataLoader(
+        dataset,
+        batch_size=device_batch_size,
+        num_workers=data.num_workers,
+        drop_last=True,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+        worker_init_fn=end_only_with_rank,
+    )
+
+
+def end_only_with_rank(worker: int) -> None:
+    """Let a loader's worker obey SIGTERM from its rank alone.
+
+    Slurm and terminals signal all processes of a job, but a rank that was told to stop still needs its worker to finish
+    the batch and save.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_rank, daemon=True, name="signals").start()
+
+
+def _wait_for_rank() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

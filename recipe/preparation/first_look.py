@@ -1,0 +1,89 @@
+"""What follows from the first look at a source: size, colours, and with them the job."""
+
+from typing import Any
+
+from recipe.preparation.chunks import Job
+from recipe.preparation.encoders import Encoder, PixelEncoder
+from recipe.preparation.options import NO_GREY_WEBP, SMALLEST_RESOLUTION, Settings
+from recipe.preparation.pictures import PictureFormat, is_grey, upright
+from recipe.preparation.sources.digits import DigitsSource
+from recipe.preparation.sources.items import ItemError, PreparationError, Source, shown, spread
+
+FORMAT = 1  # of what is written; a change makes unfinished and finished work different
+LOOKS = 64  # pictures that decide what is not given
+VAE_BATCH = 8  # pictures; 512x512 in float32 then take some 5 GB of a GPU
+
+
+def job_of(settings: Settings, source: Source) -> Job:
+    """What is to be done with a source, which is looked at for what the settings leave open.
+
+    Raises:
+        PreparationError: no picture of it can be read, or the first is not square and there is no resolution.
+    """
+    form = _picture_format(settings, source)
+    if settings.encoding == "webp" and form.channels == 1:
+        raise PreparationError(NO_GREY_WEBP)
+    encoder = _encoder(settings, form)
+    shard_size, hashes = settings.shard_bytes(), tuple(sorted(set(settings.hashes)))
+    made_with: dict[str, Any] = {
+        "format": FORMAT, "kind": encoder.kind, **encoder.settings(), "resolution": form.resolution,
+        "crop": form.crop if form.resize else None, "channels": form.channels, "to_grey": form.to_grey,
+        "background": list(form.background), "shard_size": shard_size, "compression": settings.compression,
+        "hashes": list(hashes),
+    }  # fmt: skip
+    return Job(source, form, encoder, made_with, shard_size, settings.compression, hashes, settings.skip_errors)
+
+
+def _encoder(settings: Settings, form: PictureFormat) -> Encoder:
+    if settings.vae is None:
+        return PixelEncoder(settings.encoding or "png", form.channels, form.resolution)
+    from recipe.data.autoencoder import find_vae
+    from recipe.preparation.moments import MomentEncoder  # torch takes seconds to import
+
+    return MomentEncoder(
+        find_vae(settings.vae), form.resolution, settings.vae_batch or VAE_BATCH, settings.latent_dtype or "float32",
+        settings.whitening, settings.vae_dtype or "float32",
+    )  # fmt: skip
+
+
+def _picture_format(settings: Settings, source: Source) -> PictureFormat:
+    resolution, resize = settings.resolution, settings.resolution is not None
+    channels = settings.channels if settings.vae is None else 3
+    if isinstance(source, DigitsSource):
+        resolution, resize = source.images.shape[-1], True
+        channels = channels or 1
+    if resolution is None or channels is None:
+        size, grey = first_look(source)
+        if resolution is None and (size[0] != size[1] or size[0] < SMALLEST_RESOLUTION):
+            raise PreparationError(
+                f"the first picture has {size[0]}x{size[1]} pixels; give --resolution, or pictures that are square "
+                f"and have {SMALLEST_RESOLUTION} pixels or more"
+            )
+        resolution = resolution or size[0]
+        channels = channels or (1 if grey else 3)
+    return PictureFormat(
+        resolution, settings.crop or "center-crop", resize, channels, channels == 3 or settings.channels is not None,
+        settings.background_colour(),
+    )  # fmt: skip
+
+
+def first_look(source: Source) -> tuple[tuple[int, int], bool]:
+    """(width, height) of the first picture that can be read, and whether LOOKS pictures over the source are all grey.
+
+    Raises:
+        PreparationError: none can be read.
+    """
+    size: tuple[int, int] | None = None
+    grey = True
+    reason = ""
+    for index in spread(len(source.items), LOOKS):
+        try:
+            picture = upright(source.read(index))
+        except (ItemError, OSError, ValueError, SyntaxError, Warning) as error:
+            reason = reason or f"{shown(source.items[index].name)} {error}"
+            continue
+        size = size or picture.size
+        grey = grey and is_grey(picture)
+    if size is None:
+        raise PreparationError(f"no picture can be read: {reason}, and so on; name a folder or archive of images")
+    return size, grey

@@ -1,0 +1,70 @@
+"""Which reader a source needs."""
+
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+from recipe.preparation.sources.archives import TarSource, ZipSource
+from recipe.preparation.sources.digits import DEFAULT_RESOLUTION, DigitsSource
+from recipe.preparation.sources.folder import FolderSource
+from recipe.preparation.sources.items import PreparationError, Source
+from recipe.preparation.sources.mds import MdsSource
+from recipe.storage.addresses import is_remote, open_place
+
+DIGITS = "digits"
+HUB = "hf:"
+
+
+def open_source(
+    source: str, resolution: int | None = None, labels: Path | None = None, split: str | None = None
+) -> Source:
+    """The pictures that `source` names.
+
+    It is a folder, a ZIP, a tar, MDS shards (local or s3://bucket/prefix), a Hugging Face data set (`hf:NAME`, or the
+    folder of one), or `digits`.
+
+    Args:
+        resolution: of the digits; None = 32.
+        labels: file of class ids, for folders and archives; None = what the source itself says.
+        split: of a Hugging Face data set; None = the only one.
+
+    Raises:
+        PreparationError: nothing of these, or one that cannot be read.
+    """
+    if source == DIGITS:
+        _refuse(labels, source)
+        return DigitsSource(resolution or DEFAULT_RESOLUTION)
+    path = Path(source)
+    is_hub = source.startswith(HUB) or any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    if split is not None and not is_hub:
+        raise PreparationError(f"--split {split}: only Hugging Face data sets have splits; leave it out")
+    if is_hub:
+        from recipe.preparation.sources.hugging_face import HuggingFaceSource
+
+        _refuse(labels, source)
+        return HuggingFaceSource(source.removeprefix(HUB), split)
+    if is_remote(source) or (path / "index.json").is_file():
+        _refuse(labels, source)
+        return MdsSource(open_place(source))
+    if path.is_dir():
+        return FolderSource(path, labels)
+    if not path.is_file():
+        raise PreparationError(f"{source}: there is no such folder or archive; check the path, or name {DIGITS}")
+    if zipfile.is_zipfile(path):
+        return ZipSource(path, labels)
+    if tarfile.is_tarfile(path):
+        return TarSource(path, labels)
+    raise PreparationError(f"{source}: is neither a folder, nor a ZIP, nor a tar; name one of them")
+
+
+def described(source: str) -> str:
+    """What statistics tell of where the data came from: no path of this machine."""
+    if source == DIGITS or is_remote(source) or source.startswith(HUB):
+        return source
+    return os.path.basename(os.path.abspath(source))
+
+
+def _refuse(labels: Path | None, source: str) -> None:
+    if labels is not None:
+        raise PreparationError(f"--labels {labels}: {source} has labels of its own; leave it out")

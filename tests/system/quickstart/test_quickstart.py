@@ -1,0 +1,87 @@
+"""The README's first command on real images, and what its result must be able to do."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+from helpers.commands import ROOT, command_line, run
+from helpers.golden_data import relative_error
+from recipe.preparation.sources.digits import embedded_digits
+from recipe.weights.posthoc import reconstruct, solve
+from recipe.weights.snapshots import SnapshotReader, buffer_names, list_snapshots
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+UNTRACKED = 0.075  # tracked in this run only to be compared with its reconstruction from the other two
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a quickstart that also tracks a third average."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    # Alone on the machine it may use both cores: the other tests' limit of one thread would double its time.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    places = {"RUN_FOLDER": str(folder / "run"), "DATA_FOLDER": str(folder / "data")}
+    command = [str(ROOT / "launch" / "quickstart.sh"), f"ema.sigma_rels=[0.05,0.1,{UNTRACKED}]"]
+    done = subprocess.run(
+        [*command, "logging.progress_bar=false"], cwd=ROOT, env=environment | places, capture_output=True, text=True,
+        timeout=1400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"look at {folder}/run/grid.png" in done.stdout
+    return folder / "run"
+
+
+def test_grid_is_a_picture_of_100_digits(finished: Path):
+    grid = np.asarray(Image.open(finished / "grid.png"))
+    assert grid.shape == (640, 640)
+    cells = grid.reshape(10, 64, 10, 64).transpose(0, 2, 1, 3).reshape(100, -1).astype(float)
+    assert cells.mean(axis=1).min() > 5  # none is black
+    assert cells.std(axis=0).mean() > 20  # they differ
+    assert len(list((finished / "images").glob("*.png"))) == 100
+
+
+def test_training_wrote_grids_of_raw_and_averaged_weights(finished: Path):
+    names = {path.name for path in (finished / "samples").iterdir()}
+    assert {f"{51200:011d}-{kind}.png" for kind in ("raw", "ema-0.050", "ema-0.100")} <= names
+    grid = np.asarray(Image.open(finished / "samples" / f"{51200:011d}-ema-0.100.png"))
+    assert grid.shape == (4 * 16, 10 * 16)  # 40 images, ten to a row
+
+
+def test_a_classifier_finds_the_asked_digits(finished: Path, tmp_path: Path):
+    """A kNN fitted on the real digits, on 200 samples of seeds that the quickstart did not draw."""
+    average = next((finished / "posthoc").glob("posthoc-*-0.100.safetensors"))
+    arguments = (average, "--seeds", "1000-1199", "--steps", 16, "--guidance", 2, "--out", tmp_path)
+    assert run(command_line("sample.py", *arguments)).returncode == 0
+    samples = np.stack([np.asarray(Image.open(tmp_path / f"{seed:06d}.png")) for seed in range(1000, 1200)])
+    images, labels = embedded_digits(16)
+    classifier = KNeighborsClassifier(5).fit(images.reshape(5000, -1).astype(float), labels)
+    found = classifier.predict(samples.reshape(200, -1).astype(float))
+    accuracy = (found == np.arange(1000, 1200) % 10).mean()
+    print(f"kNN finds the asked digit in {accuracy:.1%} of 200 samples")
+    assert accuracy >= 0.9
+
+
+def test_posthoc_average_is_the_tracked_one(finished: Path):
+    """An untracked length from 32 snapshots of two others, against the average that training tracked (Figure 4)."""
+    stored = list_snapshots(finished / "snapshots")
+    others = [snapshot for snapshot in stored if snapshot.sigma_rel != UNTRACKED]
+    assert len(others) == 64
+    nimg = others[-1].nimg
+    coefficients, errors = solve(others, nimg, [UNTRACKED])
+    (ours,), info = reconstruct(others, coefficients, torch.float32)
+    tracked = next(snapshot for snapshot in stored if (snapshot.nimg, snapshot.sigma_rel) == (nimg, UNTRACKED))
+    with SnapshotReader(tracked.path) as reader:
+        reference = reader.read_all()
+    averages = sorted(reference.keys() - buffer_names(info.network))
+    error = relative_error(
+        *(torch.cat([side[name].flatten().float() for name in averages]) for side in (ours, reference))
+    )
+    print(f"post-hoc weights differ from the tracked ones by {error:.3%}; profile error {errors[0]:.3%}")
+    assert error < 0.01

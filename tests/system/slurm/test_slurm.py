@@ -1,0 +1,222 @@
+"""Training on a real Slurm cluster of two nodes, data and results in a real S3 server; disturbed jobs come back."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load
+
+from helpers.commands import ROOT, TINY_RUN, run
+from helpers.object_store import ObjectStore
+from helpers.runs import difference, stored_snapshots
+from helpers.slurm_cluster import ENDS, NODES, SlurmCluster, wait_for
+from recipe.storage.addresses import open_place
+from recipe.storage.places import Place
+from recipe.weights.checkpoints import newest_whole
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STEPS = 100
+SCRIPT = ROOT / "launch" / "run.sh"
+SHORT = "duration=40ba"
+SETTINGS = [
+    *(item for item in TINY_RUN if not item.startswith(("duration", "ema", "checkpoints"))),
+    "fsdp={}",
+    "loss.label_dropout=0.1",
+    "ema.snapshot_interval=5ba",
+    "ema.snapshot_dtype=float32",
+    "checkpoints.interval=8ba",
+    "checkpoints.keep=2",
+    "logging.tensorboard=false",
+    "data.local=${oc.env:TMPDIR}/digits",  # a node's own: launch/run.sh makes it
+]
+EXPECTED_SECONDS = 200  # of one start, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def remote_digits(object_store: ObjectStore, digits: Path) -> str:
+    place = open_place(f"s3://{object_store.bucket}/slurm/digits")
+    for path in digits.iterdir():
+        place.upload(path.name, path)
+    return place.address
+
+
+def arguments(data: str, place: Place, duration: str = f"duration={STEPS}ba") -> list[str]:
+    places = [f"data.remote={data}", f"save_folder={place.address}"]
+    return [str(ROOT / "yamls" / "edm2.yaml"), *SETTINGS, duration, *places]
+
+
+def output(job: str, folder: Path) -> str:
+    """What a job printed, its ranks too."""
+    paths = [folder / f"{job}.out", *sorted((folder / "logs" / job).glob("*"))]
+    return "".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in paths if path.exists())
+
+
+def assert_like(place: Place, other: Place, exactly: bool = False) -> None:
+    """All snapshots that one run stored are among the other's: to rounding, or bit for bit."""
+    own, others = sorted((stored_snapshots(place), stored_snapshots(other)), key=len)
+    assert len(own) >= 16 and own.keys() <= others.keys()
+    if exactly:
+        assert [name for name in own if own[name] != others[name]] == []
+    for name in own:
+        assert difference(load(own[name]), load(others[name])) < 1e-5, name
+
+
+def newest_batch(place: Place) -> int:
+    newest = newest_whole(place.child("checkpoints"))
+    assert newest is not None
+    return newest.batch
+
+
+def submit(cluster: SlurmCluster, nodes: int, data: str, place: Place, folder: Path, **env: str) -> str:
+    """The id of a new training job on `nodes` nodes."""
+    line = [f"--nodes={nodes}", SCRIPT, *arguments(data, place)]
+    return cluster.submit(*line, folder=folder, TMPDIR=str(folder), **env)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: SlurmCluster, object_store: ObjectStore, remote_digits: str, tmp_path_factory: pytest.TempPathFactory
+) -> Place:
+    """2 nodes x 1 rank, without disturbance."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    place = open_place(f"s3://{object_store.bucket}/slurm/undisturbed")
+    job = submit(cluster, 2, remote_digits, place, folder)
+    assert cluster.finish(job, EXPECTED_SECONDS) == "COMPLETED", output(job, folder)
+    assert cluster.job(job)["Restarts"] == "0"
+    assert len(stored_snapshots(place)) == STEPS // 5 * 2
+    assert (folder / "logs" / job / "rank1.err").is_file()
+    assert [path for path in folder.iterdir() if path.name.startswith("edm2-job")] == []
+    return place
+
+
+def test_like_one_process(undisturbed: Place, object_store: ObjectStore, remote_digits: str, tmp_path: Path):
+    """The same script without Slurm, on one rank."""
+    place = open_place(f"s3://{object_store.bucket}/slurm/plain")
+    env = {"TMPDIR": str(tmp_path), "LOG_FOLDER": str(tmp_path / "logs")}
+    done = run([str(SCRIPT), *arguments(remote_digits, place, SHORT)], timeout=EXPECTED_SECONDS, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_like(undisturbed, place)
+
+
+@pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), (1, 2)])
+def test_nodes_and_ranks(
+    nodes: int, ranks: int, cluster: SlurmCluster, undisturbed: Place, remote_digits: str, tmp_path: Path,
+    object_store: ObjectStore,
+):  # fmt: skip
+    place = open_place(f"s3://{object_store.bucket}/slurm/{nodes}x{ranks}")
+    line = [f"--nodes={nodes}", SCRIPT, *arguments(remote_digits, place, SHORT)]
+    job = cluster.submit(*line, folder=tmp_path, TMPDIR=str(tmp_path), RANKS_PER_NODE=str(ranks))
+    assert cluster.finish(job, EXPECTED_SECONDS) == "COMPLETED", output(job, tmp_path)
+    logs = {path.name for path in (tmp_path / "logs" / job).glob("rank*.err")}
+    assert logs == {f"rank{rank}.err" for rank in range(1, nodes * ranks)}
+    assert_like(undisturbed, place, exactly=nodes * ranks == 2)
+
+
+class Disturbed:
+    """A job on two nodes that a test disturbs again and again."""
+
+    def __init__(self, cluster: SlurmCluster, job: str, place: Place, folder: Path):
+        self.cluster, self.job, self.place, self.folder = cluster, job, place, folder
+        self.starts = 0
+
+    def seen(self) -> int:
+        return len(self.place.list("snapshots/"))
+
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = EXPECTED_SECONDS) -> None:
+        try:
+            wait_for(condition, what, seconds)
+        except AssertionError:
+            print(output(self.job, self.folder), self.cluster.job(self.job))
+            raise
+
+    @contextmanager
+    def disturbance(self, told: bool = True) -> Iterator[None]:
+        """Wait until the job trains, and hold its ranks during the disturbance, lest they reach the end before it.
+
+        Args:
+            told: whether the disturbance reaches the ranks as a signal.
+        """
+        seen = self.seen()
+        self.wait_for(lambda: self.cluster.release(self.job) or self.seen() > seen, f"progress past {seen} snapshots")
+        ranks = self.ranks()
+        assert len(ranks) == 2, "the run was over before it could be disturbed"
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        yield
+        for rank in ranks:
+            if told:
+                self.wait_for(lambda rank=rank: told_to_stop(rank), "a signal", 90)
+            with suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGCONT)
+        self.starts += 1
+        self.wait_for(lambda: self.restarts() == self.starts, f"start {self.starts} after the disturbance")
+
+    def restarts(self) -> int:
+        found = self.cluster.job(self.job)
+        assert found["JobState"] not in ENDS, output(self.job, self.folder)
+        return int(found["Restarts"])
+
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks, by rank."""
+        found = {}
+        for node in NODES:
+            for pid in self.cluster.processes(node):
+                with suppress(OSError):
+                    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                    line = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    rank = [int(item[5:]) for item in variables if item.startswith(b"RANK=")]
+                    if rank and b"train.py" in line and not line.startswith(b"sh\0"):
+                        found.setdefault(rank[0], pid)
+        return [found[rank] for rank in sorted(found)]
+
+
+def test_comes_back(
+    cluster: SlurmCluster, undisturbed: Place, object_store: ObjectStore, remote_digits: str, tmp_path: Path
+):
+    """One job is requeued, preempted, out of time, and loses each of its nodes; its end is that of `undisturbed`."""
+    place = open_place(f"s3://{object_store.bucket}/slurm/disturbed")
+    job = Disturbed(cluster, submit(cluster, 2, remote_digits, place, tmp_path), place, tmp_path)
+    with job.disturbance():
+        cluster.run("scontrol", "requeue", job.job)
+    with job.disturbance():
+        urgent = cluster.submit("--nodes=2", "--exclusive", "--partition=high", "--wrap=true", folder=tmp_path)
+    job.wait_for(lambda: cluster.state(urgent) == "COMPLETED", "the urgent job")
+    with job.disturbance():  # less time left than the margin of the script; Slurm looks at the clock twice a minute
+        cluster.run("scontrol", "update", f"jobid={job.job}", "TimeLimit=5")
+    cluster.run("scontrol", "update", f"jobid={job.job}", "TimeLimit=60")
+    for node in ("n2", "n1"):
+        with job.disturbance(told=False):
+            cluster.kill_node(node)
+            cluster.start_node(node)
+    assert cluster.finish(job.job, EXPECTED_SECONDS) == "COMPLETED", output(job.job, tmp_path)
+    assert_like(place, undisturbed, exactly=True)
+    assert newest_batch(place) == newest_batch(undisturbed) == STEPS
+    text = (tmp_path / f"{job.job}.out").read_text()
+    assert "stopped and saved; the job is RUNNING" in text and "a node was lost; the job is RUNNING" in text
+
+
+def told_to_stop(rank: int) -> bool:
+    """Whether a signal waits for a stopped process; or it has got it and ended, as Slurm lets processes continue."""
+    try:
+        status = Path(f"/proc/{rank}/status").read_text()
+    except OSError:
+        return True
+    wanted = 1 << (signal.SIGUSR1 - 1) | 1 << (signal.SIGTERM - 1)
+    return "State:\tZ" in status or bool(int(status.split("ShdPnd:")[1].split()[0], 16) & wanted)
+
+
+def test_samples_by_many_lengths(cluster: SlurmCluster, undisturbed: Place, tmp_path: Path):
+    """launch/array_eval.sh: the lengths are dealt out to two tasks."""
+    line = [ROOT / "launch" / "array_eval.sh", undisturbed.address, "0.08,0.1:0.12:0.02"]
+    env = {"OUT": str(tmp_path / "out"), "TMPDIR": str(tmp_path)}
+    job = cluster.submit("--array=0-1", *line, "--seeds", "0-3", "--steps", "3", folder=tmp_path, **env)
+    wait_for(lambda: cluster.run("squeue", "--noheader") == "", "both tasks", EXPECTED_SECONDS)
+    assert {cluster.state(f"{job}_{task}") for task in (0, 1)} == {"COMPLETED"}
+    text = "".join(path.read_text() for path in tmp_path.glob("*.out"))
+    for length in ("0.080", "0.100", "0.120"):
+        assert (tmp_path / "out" / f"{length}.png").is_file(), text
+        assert len(list((tmp_path / "out" / length).iterdir())) == 4
