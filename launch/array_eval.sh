@@ -4,8 +4,8 @@
 #   sbatch --array=0-3 --gpus=1 launch/array_eval.sh RUN 0.025:0.200:0.025 [options of recipe/sample.py]
 #   launch/array_eval.sh RUN 0.05,0.10 [options of recipe/sample.py]
 #
-# RUN is a run's folder, local or s3://bucket/folder; the averages go to RUN/posthoc/. The lengths are dealt out to the
-# tasks of the array, however many there are. Exit status: 0 done, 2 a mistake of the user, else a failure.
+# RUN is a run's folder, local or s3://bucket/folder; the averages go to RUN/posthoc/. The lengths are divided
+# among the tasks of the array, however many there are. Exit status: 0 done, 2 a mistake of the user, else a failure.
 #   env: OUT    a local folder: OUT/SIGMA_REL/SEED.png and OUT/SIGMA_REL.png, all in one (default images)
 #        VENV   the environment (default .venv beside recipe/)
 #SBATCH --job-name=edm2-eval
@@ -31,7 +31,7 @@ find_root() {
     "on a file system that all nodes share"
 }
 
-# The lengths of this task, one a line: every n-th of the list in n tasks.
+# Print the lengths of this task, one a line: with n tasks, every n-th of the list.
 lengths() {
   "$python" -c '
 import sys

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Read by docker_build.sh and docker_run.sh: a one-line refusal, and which program builds and runs images here.
+# Sourced by docker_build.sh and docker_run.sh: a one-line refusal, and which program builds and runs images here.
 
 refuse() {
   echo "$(basename "$0"): $*" >&2
   exit 2
 }
 
-# Print docker or podman: ENGINE if it is set, otherwise the first that answers. Its settings are its own variables.
+# Print docker or podman: ENGINE if it is set, otherwise the first whose `info` succeeds.
 find_engine() {
   local candidate
   case ${ENGINE:-} in

@@ -25,7 +25,7 @@ if [ $# -eq 0 ]; then
   refuse "the command is missing; for example: docker_run.sh composer recipe/train.py yamls/edm2.yaml, or self-check"
 fi
 
-# A folder of the host at a place in the container. Made if it is missing, owned by the user that will write to it.
+# Mount a folder of the host. If it is missing, it is made and given to the user that will write to it.
 mount_folder() {
   local key=$1 folder=$2 target=$3
   if [[ $folder == *:* ]]; then refuse "$key=$folder: must not contain \":\"; name the folder by a link without one"; fi
@@ -37,7 +37,7 @@ mount_folder() {
   options+=(--volume "$(cd "$folder" && pwd):$target")
 }
 
-# Files that a variable names are mounted where it says, so that the same variable holds in the container.
+# Mount the file that a variable names under its own path, so that the variable is right in the container too.
 mount_named_file() {
   local key=$1 file=${!1}
   if [[ $file != /* || $file == *:* || ! -f $file ]]; then
@@ -46,7 +46,7 @@ mount_named_file() {
   options+=(--volume "$file:$file:ro")
 }
 
-# By name alone: the engine reads the value from the environment, so that no command line shows it.
+# Pass variables by name alone: the engine reads the values from the environment, so that no command line shows them.
 pass_variables() {
   local name
   while read -r name; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the embedded data: install, prepare digits, train EDM2, reconstruct a post-hoc EMA, draw samples.
+# The whole way with the embedded data: install, prepare digits, train EDM2, reconstruct a post-hoc EMA, draw samples.
 #   launch/quickstart.sh [key=value ...]        overrides of yamls/edm2.yaml, for training
 # Safe to run again: finished steps are kept, an interrupted training resumes.
 #   env: PYTHON, VENV (see install.sh), RUN_FOLDER (default runs/edm2), DATA_FOLDER (default data/digits)

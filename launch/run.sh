@@ -4,12 +4,12 @@
 #   sbatch --nodes=4 --gpus-per-node=8 launch/run.sh CONFIG.yaml [MORE.yaml ...] [key=value ...]
 #   launch/run.sh CONFIG.yaml [MORE.yaml ...] [key=value ...]
 #
-# One launcher per node starts that node's ranks; how many there are, and where they meet, is told by Slurm alone.
-# Comes back by itself after preemption, the time limit, `scontrol requeue` and the death of a node (docs/cluster.md).
+# One launcher per node starts that node's ranks; their number and the address where they meet come from Slurm.
+# The job is requeued by itself after preemption, the time limit, `scontrol requeue` and the death of a node (docs/cluster.md).
 # Exit status: 0 done, 2 a mistake of the user, 75 stopped and saved (under Slurm: requeued), else a failure.
 #   env: RANKS_PER_NODE   default: the GPUs of a node, or 1 without any
 #        RESTARTS         how often a job that failed for an unknown reason is started again (default 0)
-#        LOG_FOLDER       what ranks other than 0 print is in LOG_FOLDER/JOB/ (default logs; rank 0: the job's output)
+#        LOG_FOLDER       LOG_FOLDER/JOB/ gets what ranks other than 0 print (default logs); rank 0 prints to the job's output
 #        VENV             the environment (default .venv beside recipe/)
 #        CONTAINER        an image to train in; CONTAINER_RUNTIME: pyxis or apptainer; CONTAINER_MOUNTS: FROM:TO,...;
 #                         CONTAINER_ROOT: where the image has this repository (default /opt/edm2)
@@ -43,7 +43,7 @@ find_root() {
     "fix: run sbatch in the repository, on a file system that all nodes share"
 }
 
-# Of "8" and of "h100:8": 8.
+# Number of GPUs in a value of Slurm such as "8" or "h100:8"; 0 if there is none.
 gpus() { [[ ${1:-0} =~ ^([a-z0-9_.-]+:)*([0-9]+)$ ]] && echo "${BASH_REMATCH[2]}" || echo 0; }
 
 ranks_per_node() {
@@ -70,7 +70,8 @@ check_allocation() {
   fi
 }
 
-# All rules that need no GPU, no network and no process group. An image's Python is not here: there train.py refuses.
+# Refuse whatever can be found wrong without GPU, network and process group. With an image this machine may have no
+# Python environment: then train.py checks the configuration inside it.
 check_config() {
   if [ -n "${CONTAINER:-}" ]; then
     case ${CONTAINER_RUNTIME:-} in
@@ -87,7 +88,7 @@ check_config() {
   WORLD_SIZE=$((nodes * RANKS_PER_NODE)) "$bin/python" "$root/recipe/config.py" "$@" >/dev/null || exit "$MISTAKE"
 }
 
-# A private folder for this job on this node, empty at first; what dead jobs left on this node goes.
+# Make a private, empty folder for this job on this node and print its name; delete those of jobs that have ended.
 private_tmp() {
   local base=${TMPDIR:-/tmp} name live old
   name=$base/edm2-job-$SLURM_JOB_ID-$SLURM_NODEID-$(hostname -s)
@@ -102,7 +103,7 @@ private_tmp() {
   echo "$name"
 }
 
-# The command of this node's launcher, as an array `launcher`.
+# Set the array `launcher` to the command of this node's launcher.
 build_launcher() {
   launcher=("${bin:+$bin/}composer" -n "$RANKS_PER_NODE")
   if [ -n "${MASTER_PORT:-}" ]; then
@@ -117,12 +118,13 @@ build_launcher() {
   fi
 }
 
-# Run the launcher of one node to its end. The launcher itself dies of SIGUSR1, and of SIGTERM kills its ranks after 30
-# seconds, saved or not. So the ranks are told, again and again, as a rank that is still importing does not listen yet.
+# Run the launcher of one node to its end. The launcher itself dies of SIGUSR1, and on SIGTERM kills its ranks after 30
+# seconds, saved or not. So this sends SIGUSR1 to the ranks, again and again, because a rank that is still importing has
+# no handler yet, and the launcher ignores it.
 on_node() {
   local launcher child stopping="" status=0
   build_launcher
-  if [ "${SLURM_NODEID:-0}" != 0 ]; then  # rank 0 speaks in the job's output, all others in their own files
+  if [ "${SLURM_NODEID:-0}" != 0 ]; then  # rank 0 prints to the job's output, all others to their own files
     local first=$((SLURM_NODEID * RANKS_PER_NODE))
     exec 3>&2 >>"$logs/rank$first.out" 2>>"$logs/rank$first.err"
   fi
@@ -150,7 +152,7 @@ on_node() {
   return "$status"
 }
 
-# One launcher per node; its status is 2 if any node's was: the others only lost their peers.
+# Run one launcher per node. The status is 2 if that of any node is 2: the others failed only because they lost their peers.
 on_all_nodes() {
   local step=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --overlap)
   step+=(--export=ALL --wait="$WAIT" --kill-on-bad-exit=0)
@@ -165,14 +167,14 @@ on_all_nodes() {
   srun "${step[@]}" bash "$script" --on-node "$@" &
   child=$!
   trap 'kill -USR1 "$child" 2>/dev/null || true' USR1
-  trap : TERM INT  # Slurm sends it to the tasks itself
+  trap : TERM INT  # Slurm sends these to the tasks itself
   while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
   wait "$child" || status=$?
   if grep -qx "$MISTAKE" "$logs"/node*.status 2>/dev/null; then status=$MISTAKE; fi
   return "$status"
 }
 
-# Back into the queue, unless the job has left the state RUNNING: then Slurm requeues it anyway, or someone cancelled it.
+# Requeue the job, unless it has left the state RUNNING: then Slurm requeues it anyway, or someone has cancelled it.
 requeue() {
   local state
   state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null) || state=unknown
@@ -182,10 +184,10 @@ requeue() {
   fi
 }
 
-# When each node's daemon began: a node that came up anew while the job ran has lost its ranks.
+# Print when the Slurm daemon of each node was started: a node that restarted while the job ran has lost its ranks.
 node_starts() { scontrol show node -o "$SLURM_JOB_NODELIST" 2>/dev/null | grep -o 'SlurmdStartTime=[^ ]*' || true; }
 
-# Slurm itself finds out minutes later, or not at all if the node is back by then.
+# Whether a node does not answer or has restarted. Slurm itself notices minutes later, or never if the node is back by then.
 node_is_lost() {
   local probe=(srun --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 true)
   ! timeout 60 "${probe[@]}" 2>/dev/null || [ "$(node_starts)" != "$1" ]

@@ -1,4 +1,4 @@
-"""How fast one worker of the training loader reads, and what augmentation costs."""
+"""How many images per second one worker of the training loader reads, and how long augmentation takes per image."""
 
 import platform
 import statistics
@@ -19,7 +19,7 @@ from recipe.edm2.augment import Augmentation, augment
 from recipe.preparation.encoders import PixelEncoder
 
 REPEATS = 5
-SOURCES = {  # of synthetic shards: columns
+SYNTHETIC = {  # columns of the synthetic shards, by what they hold
     "png": {"image": "png", "label": "int"},
     "webp": {"image": "bytes", "label": "int"},
     "raw": {"image": "ndarray:uint8", "label": "int"},
@@ -29,11 +29,13 @@ SOURCES = {  # of synthetic shards: columns
 
 
 def bench_data(given: Config | None, folder: Path, images: int, resolution: int) -> None:
-    """Print images per second and worker of the read path, and what augmentation costs per image.
+    """Print the images per second and worker that the loader reads, and the milliseconds per image of augmentation.
 
     Args:
-        given: names the data; None = synthetic sets of `images` images in `folder`.
-        resolution: of these, and of the images that are augmented.
+        given: configuration that names the data; None = synthetic data sets of each kind, written below `folder`.
+        folder: for the synthetic data sets.
+        images: how many each of them holds, at least 256.
+        resolution: of their images, and of those that are augmented.
     """
     print(f"machine            {platform.processor() or platform.machine()}, torch {torch.__version__}")
     for name, config in ({"data": given} if given else synthetic(folder, images, resolution)).items():
@@ -44,11 +46,11 @@ def bench_data(given: Config | None, folder: Path, images: int, resolution: int)
 
 
 def synthetic(folder: Path, images: int, resolution: int) -> dict[str, Config]:
-    """Configurations that name data sets of each kind, which are written here."""
+    """Write a synthetic data set of each kind below `folder`; returns a configuration for each, by its description."""
     configurations = {}
     empty = folder / "defaults.yaml"
     empty.write_text("samples: {interval: null}\n")
-    for kind, columns in SOURCES.items():
+    for kind, columns in SYNTHETIC.items():
         path = folder / kind.replace(" ", "-")
         write_synthetic(path, kind, images, resolution)
         size = sum(file.stat().st_size for file in path.glob("*.mds")) / images / 1e3
@@ -59,8 +61,8 @@ def synthetic(folder: Path, images: int, resolution: int) -> dict[str, Config]:
 
 
 def write_synthetic(folder: Path, kind: str, images: int, resolution: int) -> None:
-    """Shards of random pictures that compress like photographs: smooth patches and a little noise."""
-    generator, columns = np.random.default_rng(0), SOURCES[kind]
+    """Write shards of random moments, or of random pictures that compress like photographs: smooth, with some noise."""
+    generator, columns = np.random.default_rng(0), SYNTHETIC[kind]
     with MDSWriter(out=str(folder), columns=columns) as writer:
         for index in range(images):
             if "mean" in columns:
@@ -75,11 +77,11 @@ def write_synthetic(folder: Path, kind: str, images: int, resolution: int) -> No
 
 
 def read_rates(config: Config) -> list[float]:
-    """Images per second and worker that the training loader brings, by epoch, without the start of its workers."""
+    """Images per second and worker of the training loader, one number per epoch; starting the workers is not timed."""
     rates, loader, batch = [], training_loader(config, config.global_batch_size), config.global_batch_size
     for _ in range(REPEATS):
         batches: Iterator[Any] = iter(loader)
-        first = 4  # what the workers have prepared while they started
+        first = 4  # batches that the worker prepares before the first one is asked for: not timed
         for _ in range(first):
             next(batches)
         started = time.perf_counter()
@@ -89,7 +91,7 @@ def read_rates(config: Config) -> list[float]:
 
 
 def augment_costs(p: float, resolution: int, device: str) -> list[float]:
-    """Milliseconds per RGB image of augmenting a batch of 64 with all transforms of probability p."""
+    """Milliseconds per RGB image, a number per batch of 64, of augmentation with probability `p` of each transform."""
     images, ids = torch.randn(64, 3, resolution, resolution, device=device), torch.arange(64, device=device)
     synchronize: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
     costs = []
@@ -103,6 +105,6 @@ def augment_costs(p: float, resolution: int, device: str) -> list[float]:
 
 
 def summary(values: list[float]) -> str:
-    """Median and range."""
+    """Median and range of `values` as text."""
     digits = 0 if min(values) > 100 else 2
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

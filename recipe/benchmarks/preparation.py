@@ -1,4 +1,4 @@
-"""How fast pictures become shards, and how large these are."""
+"""How many images per second become shards, and how many bytes per image these take."""
 
 import contextlib
 import io
@@ -24,15 +24,15 @@ CASES: list[dict[str, Any]] = [
 PHOTO = (500, 375)  # width and height, as most of ImageNet
 QUALITY = 95  # of JPEG; files are then as large as ImageNet's on average, 110 kB
 IMAGENET = 1_281_167  # images
-SHARD_SIZE = {64: "1mb", 512: "16mb"}  # by resolution: small, so that all processes have chunks to the end
+SHARD_SIZE = {64: "1mb", 512: "16mb"}  # by resolution; small, so that no process runs out of work long before the end
 
 
 def bench_preparation(source: str | None, images: int, folder: Path) -> None:
-    """Print images per second and bytes per image of some kinds of shards, on one process and on all processors.
+    """Print images per second and bytes per image for each of `CASES`, on one process and on one per processor.
 
     Args:
-        source: as of prepare.py; None = JPEG files cut from two photographs.
-        images: how many of these.
+        source: what prepare.py reads; None = JPEG files cut from two photographs.
+        images: number of these files.
         folder: for the files and the shards.
     """
     if source is None:
@@ -41,7 +41,7 @@ def bench_preparation(source: str | None, images: int, folder: Path) -> None:
         print(f"source             {images} JPEG files of {PHOTO[0]}x{PHOTO[1]}, {size / 1e3:.0f} kB each")
     processors = len(os.sched_getaffinity(0))
     print(f"machine            {platform.processor() or platform.machine()}, {processors} processors")
-    quietly(source, folder / "first", resolution=64)  # imports take seconds
+    quietly(source, folder / "first", resolution=64)  # not timed: the first call imports libraries for seconds
     for case in CASES:
         rates, size = [], 0.0
         for workers in sorted({1, processors}):
@@ -51,19 +51,23 @@ def bench_preparation(source: str | None, images: int, folder: Path) -> None:
             rates.append(f"{facts['num_images'] / (time.perf_counter() - started):.0f} ({workers})")
             size = sum(path.stat().st_size for path in out.glob("shard.*")) / facts["num_images"]
         name = f"{case['resolution']}x{case['resolution']} {case['encoding']}"
-        print(f"{name:<18} images/s (processes): {', '.join(rates)}; {size / 1e3:.1f} kB an image, "
-              f"{size * IMAGENET / 1e9:.0f} GB for ImageNet")  # fmt: skip
+        sizes = f"{size / 1e3:.1f} kB an image, {size * IMAGENET / 1e9:.0f} GB for ImageNet"
+        print(f"{name:<18} images/s (processes): {', '.join(rates)}; {sizes}")
 
 
 def quietly(source: str, out: Path, **options: Any) -> dict[str, Any]:
+    """`prepare` with the paper's crop, without what it prints; returns the facts of the data set."""
     with contextlib.redirect_stdout(io.StringIO()):
         return prepare(source, out, crop="center-crop-dhariwal", **options)
 
 
 def write_photos(folder: Path, count: int) -> float:
-    """Write JPEG files, each a part of one of scikit-learn's two photographs; returns their mean size in bytes.
+    """Write `count` JPEG files in 10 class folders, each a random part of one of scikit-learn's two photographs.
 
     scikit-learn comes with the extra `demo`.
+
+    Returns:
+        Their mean size in bytes.
     """
     from sklearn.datasets import load_sample_images
 

@@ -1,4 +1,4 @@
-"""What a snapshot costs the training thread, in a run through the real training code."""
+"""How much time a snapshot takes from training, measured in a run through the real training code."""
 
 import itertools
 import platform
@@ -22,7 +22,7 @@ SNAPSHOTS = 4
 
 
 class Clock(Callback):
-    """Notes when each batch begins."""
+    """Records when each batch begins, in seconds, after the GPU has finished the one before."""
 
     def __init__(self):
         self.starts: list[float] = []
@@ -34,7 +34,12 @@ class Clock(Callback):
 
 
 def bench_snapshots(config: Config, rate: float) -> None:
-    """Print step time, time lost per snapshot, and the time of the copy alone."""
+    """Print the time of a step, the time that a snapshot adds to one, and the time of its copy to the CPU alone.
+
+    Args:
+        config: of a run of `STEPS_BETWEEN * SNAPSHOTS + 5` steps with a snapshot every `STEPS_BETWEEN`.
+        rate: MB/s to which uploads are slowed down.
+    """
     trainer, folder, _ = build_trainer(config, Start(*check_data(config), None), None)
     folder.uploads = Uploads()
     store, sizes = folder.store, []

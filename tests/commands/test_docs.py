@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -22,7 +23,7 @@ RUN_BY = {
     r"python recipe/prepare\.py (photos/ .*|--inspect .*)": "test_prepare.py::test_a_messy_folder_to_training",
     r"composer recipe/train\.py \S+ data\.local=data/photos .*": "test_prepare.py::test_a_messy_folder_to_training",
     r"python recipe/bench\.py (data|prepare).*": "test_docs.py::test_bench_of_data",
-    r"python recipe/(reconstruct|sample)\.py runs/edm2.*": "test_quickstart.py::finished",
+    r"python recipe/(reconstruct|sample)\.py runs/photos.*": "test_quickstart.py::finished",
     r"composer recipe/train\.py yamls/edm2\.yaml": "test_quickstart.py::finished",
     r"python recipe/fetch\.py s3://BUCKET/.*": "test_fetch.py::test_list",
     r"python recipe/reconstruct\.py s3://BUCKET/.*": "test_fetch.py::test_commands_take_addresses",
@@ -62,6 +63,8 @@ def run_by(command: str) -> str | None:
 
 ALL = [(page.name, command, marked) for page in PAGES for command, marked in commands(page.read_text())]
 CHEAP = [command for _, command, marked in ALL if not marked and re.fullmatch(RUN_HERE, command)]
+RUNS = [command for _, command, _ in ALL if re.search(r"\b(recipe/train\.py|launch/run\.sh) ", command)]
+"""Commands that start a run, those too that no test can run."""
 
 
 def test_each_command_is_run_or_marked():
@@ -83,6 +86,15 @@ def test_what_should_run_a_command_exists(pattern: str, test: str):
 def test_commands_that_only_look(command: str):
     done = run(["bash", "-c", command], env={"PATH": f"{BIN}:{os.environ['PATH']}"}, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_runs_have_a_configuration_without_mistakes(command: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TMPDIR", "/tmp")  # which one of them refers to
+    words = shlex.split(command)
+    script = next(index for index, word in enumerate(words) if word.endswith(("recipe/train.py", "launch/run.sh")))
+    read_config(words[script + 1 :])
 
 
 def test_a_command_that_nobody_runs_is_found():
