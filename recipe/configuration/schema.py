@@ -78,7 +78,7 @@ class Augment(Section):
     p: Probability = key(
         0.12,
         NAMED,
-        "probability of each, times its multiplier below, 0 = never; EDM: CIFAR-10 0.12, FFHQ 0.15",
+        "probability of each transform, times its multiplier; EDM: 0.12 for CIFAR-10, 0.15 for FFHQ",
     )
     x_flip: float = key(1e8, NAMED, "multiplier of mirroring half of the images left-right; 1e8 = always", ge=0)
     y_flip: float = key(1.0, NAMED, "multiplier of mirroring half of the images upside down", ge=0)
@@ -227,7 +227,7 @@ class Config(Section):
     init: Init | None = key(
         None, FREE, "weights to start from, for fine-tuning; null = random ones", {"path": "runs/edm2"}
     )
-    data: Data = key(..., None, "the images: shards that recipe/prepare.py wrote", {"local": "data/digits"})
+    data: Data = key(..., None, "the data set, as shards that recipe/prepare.py wrote", {"local": "data/digits"})
     augment: Augment | None = key(
         None,
         FIXED,
