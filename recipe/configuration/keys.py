@@ -41,14 +41,14 @@ class Section(BaseModel):
         return value
 
 
-def key(default: Any, resume: Resume | None, description: str, example: object = None, **rules: Any) -> Any:
+def key(default: object, resume: Resume | None, description: str, example: object = None, **rules: Any) -> Any:
     """One key of the schema.
 
     Args:
         default: its value where nobody sets it; `...` if somebody must.
         resume: whether it may change when a run goes on; None for a section that is always there.
         description: its text, in error messages and in the comments of yamls/edm2.yaml.
-        example: what an error suggests if there is no default to show.
+        example: what an error suggests; None if the default serves, which null does not.
         rules: bounds, as pydantic's Field has them.
     """
     return Field(

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args, get_origin
+from typing import Literal, TypeAlias, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -98,7 +98,7 @@ def _default(field: FieldInfo, off: bool) -> str:
     return _flow((field.examples or [None])[0]) if off else "???"
 
 
-def _flow(value: Any) -> str:
+def _flow(value: object) -> str:
     """A value as YAML on one line."""
     if isinstance(value, float) and value >= 1e6:
         return f"{value:.1e}"
@@ -109,7 +109,7 @@ def _flow(value: Any) -> str:
 
 def _lines(head: str, comment: str) -> Iterator[str]:
     """`head` and its comment beside it, or below it if it is too long for that."""
-    together = re.sub("( = |: | \\| |e\\.g\\. )", lambda match: match[0].replace(" ", "\0"), comment)
+    together = re.sub(r" = |: | \| |e\.g\. ", lambda match: match[0].replace(" ", "\0"), comment)  # not torn apart
     options = {"subsequent_indent": "  ", "break_on_hyphens": False}
     wrapped = [line.replace("\0", " ") for line in textwrap.wrap(together, WIDTH - COLUMN - 2, **options)]
     if len(head) < COLUMN:
@@ -120,12 +120,14 @@ def _lines(head: str, comment: str) -> Iterator[str]:
 
 
 def main() -> None:
-    options = [argument for argument in sys.argv[1:] if argument != "--write"]
+    names = [argument for argument in sys.argv[1:] if argument != "--write"]
+    if len(names) != 1:
+        exit_with("template", "give the path of one configuration file, and --write to write it")
     try:
-        read_config(options)
+        read_config(names)  # a key that is not in the schema would be lost
     except ConfigError as error:
         exit_with("template", error)
-    path = Path(options[0])
+    path = Path(names[0])
     text = render(path.read_text())
     if "--write" in sys.argv:
         path.write_text(text)

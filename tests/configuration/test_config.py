@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.configuration.keys import all_keys
+from recipe.configuration.keys import all_keys, find
 from recipe.configuration.problems import ConfigError, Problem
 from recipe.configuration.reader import read_config, read_or_exit, to_yaml
 from recipe.configuration.rules import broken_rules_of_world
@@ -80,6 +80,18 @@ def test_edm2_shows_every_key():
     expected = {name for name in names if not name.startswith(tuple(f"{section}." for section in off))}
     assert keys_of(tree) == expected
     assert not OmegaConf.missing_keys(loaded)
+
+
+def test_every_key_has_an_example_for_its_errors():
+    for name, field in all_keys(Config):
+        assert field.description and field.examples, name
+        assert field.examples[0] not in (None, ...), name
+
+
+def test_a_key_is_found_by_its_dotted_name():
+    found = find(Config, "data.streams.0.local")
+    assert found is not None and found is find(Config, "data.streams.local")
+    assert find(Config, "data.0.local") is None and find(Config, "model.nothing") is None
 
 
 def test_defaults_are_the_paper():
