@@ -1,23 +1,13 @@
-"""Whether a configuration may go on with what another one began."""
+"""Whether a configuration may go on with what another one began: each key of the schema says if it may change."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from recipe.command_line import UserError
+from recipe.configuration.keys import Resume, find, resume_of
 from recipe.configuration.schema import Config
-
-FREE = (
-    "run_name", "save_folder", "scratch_folder", "device", "duration", "device_train_microbatch_size", "autoresume",
-    "dry_run", "allow_changes", "world_size", "gpu", "init", "fsdp", "checkpoints", "samples", "logging",
-    "ema.snapshot_interval", "ema.snapshot_dtype", "ema.snapshot_keep", "data.local", "data.remote",
-    "data.num_workers", "data.cache_limit",
-)  # fmt: skip
-"""Keys and sections that may change from one start of a run to the next: they do not enter the result."""
-FIXED = ("model", "ema.sigma_rels")
-AUGMENT = "augment"  # whether there is such a section is fixed too; what it says is not
-"""What gives the tensors of a checkpoint their names and shapes; no resume can change it. `model.dtype` does not."""
 
 
 class DisagreementError(UserError):
@@ -27,18 +17,18 @@ class DisagreementError(UserError):
 def check_agreement(config: Config, stored: str, place: str) -> None:
     """Compare `config` with the configuration in YAML that the run at `place` was started with.
 
+    A key that the older version of the recipe did not know cannot disagree.
+
     Raises:
-        DisagreementError: hyper-parameters differ that `allow_changes` does not name.
+        DisagreementError: hyper-parameters differ that `allow_changes` does not name, or that can never change.
     """
-    old, new = dict(_leaves(yaml.safe_load(stored) or {})), dict(_leaves(config.model_dump(mode="json")))
-    differing = [
-        key for key in new if not _within(key, FREE) and key in old and old[key] != new[key]
-    ]  # a key that an older version did not know says nothing
-    fixed = [key for key in differing if (_within(key, FIXED) or key == AUGMENT) and key != "model.dtype"]
-    refused = fixed + [key for key in differing if key not in fixed and not _within(key, config.allow_changes)]
+    old, new = dict(_values(yaml.safe_load(stored) or {})), dict(_values(config.model_dump(mode="json")))
+    differing = [name for name in new if not _is_free(name) and name in old and old[name] != new[name]]
+    fixed = [name for name in differing if _resume(name) is Resume.FIXED]
+    refused = fixed + [name for name in differing if name not in fixed and not _within(name, config.allow_changes)]
     if not refused:
         return
-    changes = "; ".join(f"{key} was {old[key]} and is now {new[key]}" for key in refused)
+    changes = "; ".join(f"{name} was {old[name]} and is now {new[name]}" for name in refused)
     fix = "set them back, or choose another run_name"
     if fixed:
         fix += " and start from these weights with init.path"
@@ -47,16 +37,27 @@ def check_agreement(config: Config, stored: str, place: str) -> None:
     raise DisagreementError(f"{place}: the run began with other hyper-parameters: {changes}; {fix}")
 
 
-def _within(key: str, sections: Sequence[str]) -> bool:
-    return any(key == section or key.startswith(f"{section}.") for section in sections)
+def _resume(name: str) -> Resume | None:
+    field = find(Config, name)
+    return None if field is None else resume_of(field)
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _is_free(name: str) -> bool:
+    return _resume(name) is Resume.FREE
+
+
+def _within(name: str, sections: list[str]) -> bool:
+    return any(name == section or name.startswith(f"{section}.") for section in sections)
+
+
+def _values(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its value. Of a list of sections only those keys count that may not change freely."""
     for key, value in tree.items():
+        name = f"{prefix}{key}"
         if isinstance(value, dict):
-            yield f"{prefix}{key}", "a section"
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif key == "streams" and value is not None:  # where they are is free, as data.local and data.remote are
-            yield f"{prefix}{key}", [{"proportion": stream["proportion"]} for stream in value]
+            yield name, "a section"
+            yield from _values(value, f"{name}.")
+        elif isinstance(value, list) and all(isinstance(item, dict) for item in value) and value:
+            yield name, [{leaf: item[leaf] for leaf in item if not _is_free(f"{name}.0.{leaf}")} for item in value]
         else:
-            yield f"{prefix}{key}", value
+            yield name, value

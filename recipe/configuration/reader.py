@@ -1,4 +1,4 @@
-"""From YAML files and `key=value` arguments to a checked `Config`, or to one message that lists every problem.
+"""From YAML files and `key=value` arguments to a checked `Config`, or to one message that lists the problems.
 
 Files merge from left to right, then the overrides. `???` as a value marks what a later file or override must set, and
 `${key}` refers to another key, as in OmegaConf.
@@ -18,7 +18,8 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from pydantic import ValidationError
 
 from recipe.command_line import USAGE_ERROR, exit_with
-from recipe.configuration.problems import ConfigError, Problem, problems_of, schema_entry
+from recipe.configuration.problems import ConfigError, Problem, problems_of
+from recipe.configuration.rules import broken_rules, broken_rules_of_world
 from recipe.configuration.schema import Config
 
 
@@ -26,13 +27,16 @@ def read_config(arguments: Sequence[str]) -> Config:
     """The configuration that command-line arguments describe: YAML paths and `key=value` overrides.
 
     Raises:
-        ConfigError: with all problems at once.
+        ConfigError: with every argument that cannot be read; if there is none, with every key that is wrong by itself;
+            if there is none either, with every broken rule between keys.
     """
-    tree = _merge(arguments)
-    config, problems = _validate(tree)
+    try:
+        config = Config.model_validate(_merge(arguments))
+    except ValidationError as error:
+        raise ConfigError(problems_of(error)) from None
+    problems = list(broken_rules(config))
     if problems:
         raise ConfigError(problems)
-    assert config is not None
     return config
 
 
@@ -41,8 +45,6 @@ def read_or_exit(arguments: Sequence[str], command: str) -> Config:
 
     WORLD_SIZE, which launchers set, must fit the configuration too.
     """
-    from recipe.configuration.rules import broken_rules_of_world
-
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
         print(f"usage: recipe/{command} CONFIG.yaml [MORE.yaml ...] [key=value ...]", file=sys.stderr)
         sys.exit(0 if arguments else USAGE_ERROR)
@@ -121,7 +123,7 @@ def _read_file(name: str) -> DictConfig:
     except OSError as error:
         if error.errno is not None:
             rule = f"cannot be read: {error.strerror}"
-            raise ConfigError([Problem(name, None, rule, "mend its permissions")]) from None
+            raise ConfigError([Problem(name, None, rule, "change its permissions")]) from None
         config = None  # how OmegaConf says that the file is a number
     if not isinstance(config, DictConfig) or not config:
         raise ConfigError([Problem(name, None, "holds no keys", "write `key: value` lines in YAML")])
@@ -164,45 +166,3 @@ def _read_override(argument: str) -> DictConfig:
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         fix = f"quote it for YAML, and that for the shell: '{key}=\"...\"'"
         raise ConfigError([Problem(key, value, f"is not valid YAML: {what}", fix)]) from None
-
-
-def _validate(tree: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
-    """Check every key by itself, then the rules that span keys, even if some keys had to be left out."""
-    from recipe.configuration.rules import broken_rules
-
-    try:
-        config = Config.model_validate(tree)
-        return config, list(broken_rules(config))
-    except ValidationError as error:
-        problems = problems_of(error)
-    bad = {key for problem in problems for key in (problem.key, re.sub(r"\.\d+\..*", "", problem.key))}
-    for problem in problems:
-        _make_valid(tree, problem.key)
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError:
-        return None, problems
-    related = (problem for problem in broken_rules(config) if not _mentions(problem, bad))
-    return None, problems + list(related)
-
-
-def _mentions(problem: Problem, keys: set[str]) -> bool:
-    """Whether a broken rule is about a key that is already known to be bad."""
-    text = f"{problem.key} {problem.rule}"
-    return any(re.search(rf"(?<![\w.]){re.escape(key)}(?![\w])", text) for key in keys)
-
-
-def _make_valid(tree: dict[str, Any], key: str) -> None:
-    """Replace a bad key by its default, or by its example if it has none."""
-    if tree.pop(key, None) is not None:  # a key with dots
-        return
-    *sections, leaf = key.split(".")
-    for section in sections:
-        if not isinstance(tree.get(section), dict):
-            tree.pop(section, None)  # a list with a bad section in it
-            return
-        tree = tree[section]
-    tree.pop(leaf, None)
-    field = schema_entry(key)
-    if field is not None and field.is_required():
-        tree[leaf] = field.examples[0] if field.examples else None

@@ -13,7 +13,8 @@ from composer.loggers import LoggerDestination, MLFlowLogger, TensorboardLogger,
 from composer.utils import dist, get_device
 from composer.utils.parallelism import ParallelismConfig
 
-from recipe.configuration.schema import Config, Images
+from recipe.configuration.schema import Config
+from recipe.configuration.spans import Span
 from recipe.data.checks import resolve
 from recipe.data.facts import whitening_of
 from recipe.data.loader import training_loader
@@ -49,7 +50,7 @@ def build_trainer(
     batch = config.global_batch_size
     epoch = start.samples // batch * batch
 
-    def batches(span: Images) -> str:
+    def batches(span: Span) -> str:
         return f"{span.images(batch, epoch) // batch}ba"
 
     loader = training_loader(config, batch // dist.get_world_size())

@@ -5,7 +5,9 @@ import re
 import pytest
 
 from recipe.configuration.agreement import DisagreementError, check_agreement
+from recipe.configuration.keys import FIXED, FREE, NAMED, all_keys, resume_of, section_in
 from recipe.configuration.reader import read_config, to_yaml
+from recipe.configuration.schema import Config
 
 BASE = ["yamls/edm2.yaml", "data.local=x"]
 
@@ -17,11 +19,18 @@ def check(*overrides: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "duration=102400", "fsdp={}", "device=cpu", "device_train_microbatch_size=8", "checkpoints.keep=5",
-        "ema.snapshot_interval=3200", "data.num_workers=0", "data.remote=s3://b/elsewhere", "samples.interval=null",
+        "duration=102400",
+        "fsdp={}",
+        "device=cpu",
+        "device_train_microbatch_size=8",
+        "checkpoints.keep=5",
+        "ema.snapshot_interval=3200",
+        "data.num_workers=0",
+        "data.remote=s3://b/elsewhere",
+        "samples.interval=null",
         "logging.progress_bar=false",
     ],
-)  # fmt: skip
+)
 def test_free_keys_may_change(override: str):
     check(override)
 
@@ -77,10 +86,43 @@ def test_augmentation_may_change_if_named_but_not_go():
 
 def test_streams_may_move_but_not_change_their_shares():
     def mixed(local: str, share: float) -> list[str]:
-        return ["yamls/edm2.yaml", "data.local=null",
-                f"data.streams=[{{local: {local}, proportion: {share}}}, {{local: c, proportion: 1}}]"]  # fmt: skip
+        streams = f"[{{local: {local}, proportion: {share}}}, {{local: c, proportion: 1}}]"
+        return ["yamls/edm2.yaml", "data.local=null", f"data.streams={streams}"]
 
     stored = to_yaml(read_config(mixed("a", 2)))
     check_agreement(read_config(mixed("b", 2)), stored, "here")
     with pytest.raises(DisagreementError, match=r"data\.streams was \[\{'proportion': 2\.0\}"):
         check_agreement(read_config(mixed("a", 3)), stored, "here")
+
+
+NAMED_KEYS = {
+    "": ["seed", "global_batch_size"],
+    "model.": ["dtype"],
+    "data.": ["streams", "streams.proportion", "shuffle", "class_balanced", "x_flip", "num_canonical_nodes"],
+    "augment.": ["p", "x_flip", "y_flip", "scale", "rotation", "anisotropy", "translation"],
+    "loss.": ["P_mean", "P_std", "label_dropout"],
+    "optimizer.": ["ref_lr", "ref_batches", "rampup", "betas", "eps"],
+    "numerics.": ["tf32", "reduced_precision_reduction"],
+}
+ALWAYS_THERE = {"data", "model", "loss", "optimizer", "ema", "checkpoints", "samples", "logging", "numerics"}
+
+
+def test_every_key_says_whether_it_may_change():
+    """All but the sections that are always there, which are no value of their own."""
+    silent = {name: field for name, field in all_keys(Config) if resume_of(field) is None}
+    assert silent.keys() == ALWAYS_THERE
+    assert all(section_in(field) for field in silent.values())
+
+
+def test_what_enters_the_result_is_not_free():
+    """A second list on purpose: a key that became free by mistake would let a resumed run change its result."""
+    said = {name: resume_of(field) for name, field in all_keys(Config)}
+    assert {said[section + key] for section, keys in NAMED_KEYS.items() for key in keys} == {NAMED}
+    fixed = {name for name in said if name.startswith("model.")} - {"model.dtype"} | {"ema.sigma_rels", "augment"}
+    assert {said[name] for name in fixed} == {FIXED}
+    assert {name for name, resume in said.items() if resume is FIXED} <= fixed
+
+
+@pytest.mark.parametrize("section", ["init", "fsdp", "checkpoints", "samples", "logging"])
+def test_what_does_not_enter_the_result_is_free(section: str):
+    assert {resume_of(field) for name, field in all_keys(Config) if name.startswith(f"{section}.")} == {FREE}

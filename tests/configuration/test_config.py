@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.configuration.problems import ConfigError, Problem, all_keys
+from recipe.configuration.keys import all_keys, find
+from recipe.configuration.problems import ConfigError, Problem
 from recipe.configuration.reader import read_config, read_or_exit, to_yaml
 from recipe.configuration.rules import broken_rules_of_world
 from recipe.configuration.schema import Config
@@ -74,10 +75,23 @@ def test_edm2_shows_every_key():
     loaded = OmegaConf.load(EDM2)
     tree = OmegaConf.to_container(loaded)
     assert isinstance(tree, dict)
-    off = [key for key in all_keys() if OmegaConf.select(loaded, key, default="") is None]
-    expected = {key for key in all_keys() if not key.startswith(tuple(f"{section}." for section in off))}
+    names = [name for name, _ in all_keys(Config)]
+    off = [name for name in names if OmegaConf.select(loaded, name, default="") is None]
+    expected = {name for name in names if not name.startswith(tuple(f"{section}." for section in off))}
     assert keys_of(tree) == expected
     assert not OmegaConf.missing_keys(loaded)
+
+
+def test_every_key_has_an_example_for_its_errors():
+    for name, field in all_keys(Config):
+        assert field.description and field.examples, name
+        assert field.examples[0] not in (None, ...), name
+
+
+def test_a_key_is_found_by_its_dotted_name():
+    found = find(Config, "data.streams.0.local")
+    assert found is not None and found is find(Config, "data.streams.local")
+    assert find(Config, "data.0.local") is None and find(Config, "model.nothing") is None
 
 
 def test_defaults_are_the_paper():
@@ -300,7 +314,7 @@ BAD: dict[str, tuple[str | bytes | list[str] | tuple[str, ...], str, str | None,
     "span: null": (["duration=null"], "duration", "None", BLANK, "for example '2Gi'"),
     "span: infinite": (["duration=.inf"], "duration", "inf", SPAN, "for example '2Gi'"),
     "span: not a number": (["duration=.nan"], "duration", "nan", SPAN, "for example '2Gi'"),
-    "span: zero": (["logging.interval=0ba"], "logging.interval", "0ba", "must be above 0", "for example 4096"),
+    "span: zero": (["logging.interval=0ba"], "logging.interval", "0ba", "must be above 0", "for example 100ba"),
     "span: rampup in epochs": (["optimizer.rampup=3ep"], "optimizer.rampup", "3ep", "must be in images or batches",
                                "10M"),
     "span: not a multiple": (["checkpoints.interval=100"], "checkpoints.interval", "100",
@@ -449,29 +463,54 @@ def test_mistake(tmp_path, given, key, value, rule, fix):
     text = str(problems[0]).replace(f"{tmp_path}/", "")
     head = key if value is None else f"{key} = {value}"
     assert text.startswith(f"{head}: ")
-    told_rule, told_fix = text.removeprefix(f"{head}: ").split("; fix: ")
-    assert rule in told_rule
-    assert fix in told_fix
+    found_rule, found_fix = text.removeprefix(f"{head}: ").split("; fix: ")
+    assert rule in found_rule
+    assert fix in found_fix
     assert "\n" not in text
     assert "pydantic" not in text.lower()
 
 
-def test_all_problems_at_once(tmp_path):
-    path = write(tmp_path, "run_name: x\nseeed: 3\nduration: 65\nmodel: {dropout: 2, label_dim: 10, foo: 1}\n")
+def test_all_keys_that_are_wrong_by_themselves_at_once(tmp_path):
+    """Of each kind of check: what pydantic has, what the types of values.py have, unknown and missing keys."""
+    path = write(tmp_path, "seeed: 3\nduration: 0\nmodel: {dropout: 2, label_dim: 10, foo: 1}\n")
     problems = problems_of(
-        path, "global_batch_size=64", "ema.sigma_rels=[0.1,0.1]", "data.locl=x", "samples.interval=8Q"
+        path, "ema.sigma_rels=[0.1,0.1]", "data.locl=x", "samples.interval=8Q", "world_size=3x", "save_folder=gs://b/c"
     )
     assert {problem.key: problem.rule for problem in problems} == {
-        "data.local": "is missing, and so is data.streams",
         "data.locl": UNKNOWN,
-        "duration": "is 65 images, which must be a multiple of global_batch_size 64",
+        "duration": "must be above 0",
         "ema.sigma_rels": "must not repeat a length",
         "model.dropout": "must be less than 1",
         "model.foo": UNKNOWN,
+        "run_name": "is missing",
         "samples.interval": SPAN,
+        "save_folder": "must be a local folder or s3://bucket/folder",
         "seeed": UNKNOWN,
+        "world_size": "must be a number of ranks, or nodes x ranks per node",
     }
-    assert len(problems) == 8
+    assert len(problems) == 10
+
+
+BROKEN_BETWEEN_KEYS = ("duration=65", "data.local=null", "loss.label_dropout=0", "device_train_microbatch_size=48")
+
+
+def test_all_broken_rules_between_keys_at_once():
+    assert {problem.key: problem.rule for problem in problems_of(EDM2, *BROKEN_BETWEEN_KEYS)} == {
+        "data.local": "is missing, and so is data.streams",
+        "device_train_microbatch_size": "must divide global_batch_size 64",
+        "duration": "is 65 images, which must be a multiple of global_batch_size 64",
+        "samples.guidance": "needs a network that also learns without labels: loss.label_dropout is 0",
+    }
+
+
+def test_rules_between_keys_wait_until_each_key_is_valid():
+    assert [problem.key for problem in problems_of(EDM2, *BROKEN_BETWEEN_KEYS, "model.dropout=2")] == ["model.dropout"]
+
+
+@pytest.mark.parametrize("key", ["duration", "ema.snapshot_interval", "checkpoints.interval", "samples.interval"])
+def test_no_interval_may_be_0(key):
+    (problem,) = problems_of(EDM2, f"{key}=0")
+    assert (problem.key, problem.value, problem.rule) == (key, "0", "must be above 0")
 
 
 def test_all_unreadable_arguments_at_once(tmp_path):
@@ -504,20 +543,20 @@ def test_streams():
     ]
 
 
-def told_of_world(world_size: int, *arguments: str) -> list[str]:
+def rules_of_world(world_size: int, *arguments: str) -> list[str]:
     return [str(problem) for problem in broken_rules_of_world(read_config([EDM2, *arguments]), world_size)]
 
 
 def test_rules_of_the_world():
-    assert told_of_world(1) == told_of_world(8) == told_of_world(8, "device_train_microbatch_size=4") == []
-    assert told_of_world(8, "device_train_microbatch_size=auto") == []
-    assert told_of_world(3) == [
+    assert rules_of_world(1) == rules_of_world(8) == rules_of_world(8, "device_train_microbatch_size=4") == []
+    assert rules_of_world(8, "device_train_microbatch_size=auto") == []
+    assert rules_of_world(3) == [
         "global_batch_size = 64: must be a multiple of the number of ranks, 3; fix: use 63 or 66"
     ]
-    assert told_of_world(128, "device_train_microbatch_size=16") == [
+    assert rules_of_world(128, "device_train_microbatch_size=16") == [
         "global_batch_size = 64: must be a multiple of the number of ranks, 128; fix: use 128"
     ]
-    assert told_of_world(8, "device_train_microbatch_size=16") == [
+    assert rules_of_world(8, "device_train_microbatch_size=16") == [
         "device_train_microbatch_size = 16: must divide a rank's share of the batch, "
         "8 = global_batch_size 64 / 8 ranks; fix: use 8"
     ]
@@ -535,6 +574,22 @@ def test_usage(capsys):
 # The real commands
 
 SECONDS = 15
+
+
+def test_the_configuration_is_read_before_torch_is_loaded():
+    """A mistake is refused at once, and before anything touches a GPU."""
+    code = (
+        "import sys; from recipe.configuration.reader import read_config; "
+        f"read_config(['{EDM2}']).run_folder(); print('pydantic' in sys.modules, 'torch' in sys.modules)"
+    )
+    assert python("-c", code).stdout == "True False\n"
+
+
+def test_conditions_of_the_network_are_those_of_the_augmentation():
+    from recipe.edm2.augment import CONDITIONS
+
+    assert read_config([EDM2]).network_arguments()["augment_dim"] == 0
+    assert read_config([EDM2, "augment={}"]).network_arguments()["augment_dim"] == CONDITIONS == 9
 
 
 def run(*command: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], float]:

@@ -1,0 +1,66 @@
+"""The part of the schema about what a run writes beside its averages: checkpoints, grids of samples, metrics."""
+
+from typing import Literal
+
+from recipe.configuration.keys import FREE, Section, key
+from recipe.configuration.values import CheckpointsKept, Interval
+
+
+class Checkpoints(Section):
+    """What a run needs to go on exactly where it stopped."""
+
+    interval: Interval = key("8Mi", FREE, "images between checkpoints")
+    keep: CheckpointsKept = key(2, FREE, "how many checkpoints stay on disk; -1 = all")
+
+
+class Samples(Section):
+    """Grids of samples drawn during training, by the raw weights and by each average."""
+
+    interval: Interval | None = key(None, FREE, "images between grids; null = none", "64Mi")
+    count: int = key(40, FREE, "images in a grid; image i has seed i and class i mod label_dim", ge=1)
+    num_steps: int = key(32, FREE, "noise levels of the sampler", ge=1)
+    guidance: float = key(
+        1.0, FREE, "classifier-free guidance, for networks trained with label_dropout; 1 = none", ge=0
+    )
+    vae: str | None = key(
+        None,
+        FREE,
+        "of latents: the autoencoder that decodes them, a folder or OWNER/NAME on the Hugging Face hub; "
+        "null = the images are pixels",
+        "stabilityai/sd-vae-ft-mse",
+        min_length=1,
+    )
+    batch_size: int = key(40, FREE, "images drawn at once; changes memory, not the result", ge=1)
+
+
+class WandB(Section):
+    """Weights & Biases; the key enters by the environment only (WANDB_API_KEY)."""
+
+    project: str = key("edm2", FREE, "project that the run appears in", min_length=1)
+    entity: str | None = key(
+        None, FREE, "team or user; null = default of the account of WANDB_API_KEY", "my-team", min_length=1
+    )
+    mode: Literal["online", "offline"] = key("online", FREE, "offline = write to the run's folder only")
+
+
+class MLflow(Section):
+    """MLflow; credentials enter by the environment only (MLFLOW_TRACKING_USERNAME, ..._PASSWORD)."""
+
+    experiment: str = key("edm2", FREE, "experiment that the run appears in", min_length=1)
+    tracking_uri: str | None = key(
+        None,
+        FREE,
+        "server; null = MLFLOW_TRACKING_URI or a local folder; credentials: environment",
+        "http://host:5000",
+        min_length=1,
+    )
+
+
+class Logging(Section):
+    """Where metrics and sample grids go."""
+
+    progress_bar: bool = key(True, FREE, "show Composer's progress bar; false = a line per interval")
+    tensorboard: bool = key(True, FREE, "write TensorBoard events below save_folder")
+    wandb: WandB | None = key(None, FREE, "log to Weights & Biases; null = off", {"project": "edm2"})
+    mlflow: MLflow | None = key(None, FREE, "log to MLflow; null = off", {"experiment": "edm2"})
+    interval: Interval = key("100ba", FREE, "images between lines of the console log, without progress_bar")
