@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 
 def parse_integers(text: str) -> list[int]:
@@ -54,6 +54,21 @@ class UserError(ValueError):
     """Something that the user can put right; the message names what, the value, the rule and the fix, on one line."""
 
 
+def rank() -> int:
+    """This process's among those of its launch, as the launcher says; 0 without one."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print something that is said once: rank 0 speaks for all ranks of a launch.
+
+    Args:
+        file: None = standard output.
+    """
+    if rank() == 0:
+        print(text, file=file, flush=True)
+
+
 def exit_with(command: str, error: Exception | str, on_every_rank: bool = True) -> NoReturn:
     """End a command over bad input: the message, no traceback, status 2. Under a launcher rank 0 speaks for all.
 
@@ -62,10 +77,9 @@ def exit_with(command: str, error: Exception | str, on_every_rank: bool = True) 
         error: what to say.
         on_every_rank: all ranks end here with the same error; if not, one that is still alive after a while speaks up.
     """
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
+    if rank() != 0:
         time.sleep(5)  # a launcher ends all ranks with the first one: rank 0 must get to speak
-    if rank == "0" or not on_every_rank:
-        speaker = command if rank == "0" else f"{command} (rank {rank})"
-        print(f"{speaker}: {error}", file=sys.stderr, flush=True)
+        if not on_every_rank:
+            print(f"{command} (rank {rank()}): {error}", file=sys.stderr, flush=True)
+    say(f"{command}: {error}", sys.stderr)
     sys.exit(USAGE_ERROR)

@@ -82,13 +82,13 @@ def run(arguments: argparse.Namespace) -> str:
         hashes=() if arguments.hashes == "none" else tuple(arguments.hashes.split(",")),
     )
     facts, is_new = prepare_data(arguments.source, arguments.out, settings, arguments.workers, arguments.overwrite)
-    if not facts:
+    if facts is None:
         return ""  # the first rank speaks
-    shape = "x".join(str(facts[key]) for key in ("img_channels", "img_resolution", "img_resolution"))
-    skipped = f", {facts['num_skipped']} items skipped (see skipped.json)" if facts["num_skipped"] else ""
+    shape = f"{facts.img_channels}x{facts.img_resolution}x{facts.img_resolution}"
+    skipped = f", {facts.num_skipped} items skipped (see skipped.json)" if facts.num_skipped else ""
     return (
-        f"{arguments.out} {'now' if is_new else 'already'} holds {facts['num_images']} images of {shape} in "
-        f"{facts['label_dim']} classes, sigma_data {facts['sigma_data']:.3f}{skipped}"
+        f"{arguments.out} {'now' if is_new else 'already'} holds {facts.num_images} images of {shape} in "
+        f"{facts.label_dim} classes, sigma_data {facts.sigma_data:.3f}{skipped}"
     )
 
 

@@ -36,8 +36,8 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--churn", type=float, default=0.0, help="S_churn; 0 = deterministic (default)")
     parser.add_argument("--guidance", type=float, default=1.0, help="1 = none (default)")
     parser.add_argument("--guide", metavar="SNAPSHOT", help="network to guide away from")
-    parser.add_argument("--vae", metavar="NAME", help="of latents: the AutoencoderKL's folder, or OWNER/NAME on the "
-                        "Hugging Face hub")  # fmt: skip
+    vae = "of latents: the AutoencoderKL's folder, or OWNER/NAME on the Hugging Face hub"
+    parser.add_argument("--vae", metavar="NAME", help=vae)
     parser.add_argument("--batch-size", type=int, default=64, help="images drawn at once (default 64)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="float16 on CUDA, else float32")
@@ -53,17 +53,16 @@ def main() -> None:
         device = usable_device(arguments.device)
         dtype = getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
         seeds = parse_integers(arguments.seeds)
-        net, dataset = load(arguments.snapshot, device, dtype)
-        labels = labels_for(seeds, arguments.labels, net.label_dim)
-        guide, about = load(arguments.guide, device, dtype) if arguments.guide else (None, {})
-        if guide:
-            check_guide(arguments.guide, guide, about, arguments.snapshot, net, dataset)
-        pictures = to_pictures(arguments.snapshot, net, dataset, arguments.vae, device)
-        settings = SamplerSettings(
-            arguments.steps, arguments.sigma_min, arguments.sigma_max, arguments.rho, arguments.churn,
-            guidance=arguments.guidance,
-        )  # fmt: skip
-        pixels = draw(net, seeds, labels, settings, arguments.batch_size, guide, pictures)
+        sampled = load(arguments.snapshot, device, dtype)
+        labels = labels_for(seeds, arguments.labels, sampled.net.label_dim)
+        guide = load(arguments.guide, device, dtype) if arguments.guide else None
+        if guide is not None:
+            check_guide(guide, sampled)
+        pictures = to_pictures(sampled, arguments.vae, device)
+        noise = arguments.sigma_min, arguments.sigma_max, arguments.rho, arguments.churn
+        settings = SamplerSettings(arguments.steps, *noise, guidance=arguments.guidance)
+        guiding = None if guide is None else guide.net
+        pixels = draw(sampled.net, seeds, labels, settings, arguments.batch_size, guiding, pictures)
         write_images(pixels, seeds, arguments.out)
         print(f"{arguments.out}: {len(seeds)} images of seeds {arguments.seeds}")
         if arguments.grid:

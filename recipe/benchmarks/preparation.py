@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from recipe.data.facts import DataFacts
 from recipe.preparation.pipeline import prepare
 
 CASES: list[dict[str, Any]] = [
@@ -48,14 +49,15 @@ def bench_preparation(source: str | None, images: int, folder: Path) -> None:
             out = folder / f"{case['resolution']}-{case['encoding']}-{workers}"
             started = time.perf_counter()
             facts = quietly(source, out, workers=workers, shard_size=SHARD_SIZE[case["resolution"]], **case)
-            rates.append(f"{facts['num_images'] / (time.perf_counter() - started):.0f} ({workers})")
-            size = sum(path.stat().st_size for path in out.glob("shard.*")) / facts["num_images"]
+            made = facts.num_images or 0
+            rates.append(f"{made / (time.perf_counter() - started):.0f} ({workers})")
+            size = sum(path.stat().st_size for path in out.glob("shard.*")) / made
         name = f"{case['resolution']}x{case['resolution']} {case['encoding']}"
         sizes = f"{size / 1e3:.1f} kB an image, {size * IMAGENET / 1e9:.0f} GB for ImageNet"
         print(f"{name:<18} images/s (processes): {', '.join(rates)}; {sizes}")
 
 
-def quietly(source: str, out: Path, **options: Any) -> dict[str, Any]:
+def quietly(source: str, out: Path, **options: Any) -> DataFacts:
     """`prepare` with the paper's crop, without what it prints; returns the facts of the data set."""
     with contextlib.redirect_stdout(io.StringIO()):
         return prepare(source, out, crop="center-crop-dhariwal", **options)

@@ -10,11 +10,13 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from recipe.configuration.schema import Config
-from recipe.data.checks import check_data
+from recipe.data.checks import check_data, resolve
+from recipe.storage.addresses import open_place
 from recipe.storage.uploads import Uploads
 from recipe.training.callbacks import snapshot_tensors
 from recipe.training.model import unwrap
 from recipe.training.preflight import Start
+from recipe.training.run import meet
 from recipe.training.trainer import build_trainer
 
 STEPS_BETWEEN = 10  # steps from one snapshot to the next
@@ -40,7 +42,9 @@ def bench_snapshots(config: Config, rate: float) -> None:
         config: of a run of `STEPS_BETWEEN * SNAPSHOTS + 5` steps with a snapshot every `STEPS_BETWEEN`.
         rate: MB/s to which uploads are slowed down.
     """
-    trainer, folder, _ = build_trainer(config, Start(*check_data(config), None), None)
+    data = check_data(config)
+    found = Start(resolve(config, data.facts), data, open_place(config.run_folder()), None)
+    trainer, folder, _ = build_trainer(*meet(config, found), None)
     folder.uploads = Uploads()
     store, sizes = folder.store, []
 

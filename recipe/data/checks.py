@@ -1,35 +1,87 @@
-"""What is known of the data beside its samples: the notes of `prepare.py`, against the configuration and each other."""
+"""The data of a run before it is streamed: read once, and checked against the configuration and each other."""
 
 import logging
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from recipe.configuration.schema import Config
-from recipe.data.facts import LATENTS, DataError, combine, kind_of, with_kind
-from recipe.data.index import check_shards, read_index, read_labels, read_remote, read_statistics, sources
+import numpy as np
+from numpy.typing import NDArray
+
+from recipe.configuration.schema import Config, Model
+from recipe.data.facts import LATENTS, DataError, DataFacts, kind_of, mixture
+from recipe.data.index import OpenedSource, Source, open_source, sources
+from recipe.data.labels import read_labels
 
 log = logging.getLogger(__name__)
 SHAPE = ("img_resolution", "img_channels", "label_dim")
 SIGMA_DATA_FACTOR = 1.5  # sigma_data may differ so much from the data's without a word
 
 
-def check_statistics(statistics: dict[str, Any], config: Any, place: str) -> None:
-    """Compare the note of the data at `place` with the configuration. Raises DataError that names differing keys."""
+@dataclass(frozen=True)
+class TrainingData:
+    """What is known of a run's data before they are streamed.
+
+    Attributes:
+        sources: the data sets that are mixed, or the one there is.
+        samples: in all of them.
+        facts: of all of them together, with `kind` and, of latents, `whitening`.
+        labels: class of each sample [N] if each class is drawn equally often; None = samples are drawn as they come.
+    """
+
+    sources: Sequence[Source]
+    samples: int
+    facts: DataFacts
+    labels: NDArray[np.int64] | None = None
+
+
+def check_data(config: Config) -> TrainingData:
+    """Read what can be known about the data before streaming them, and compare it with the configuration.
+
+    Raises:
+        DataError: data that are missing, damaged, fewer than a batch, or at odds with the configuration.
+    """
+    opened = [open_source(source) for source in sources(config.data)]
+    found = [check_facts(each, config) for each in opened]
+    samples = sum(each.samples for each in opened)
+    if samples < config.global_batch_size:
+        raise DataError(
+            f"{opened[0].source}: {samples} images are fewer than global_batch_size {config.global_batch_size}; use a "
+            "smaller batch or more data"
+        )
+    labels = read_labels(opened[0]) if config.data.class_balanced else None
+    facts, places = found[0], [each.source for each in opened]
+    if config.data.streams is not None:
+        facts = mixture(found, [place.proportion for place in places], [str(place) for place in places])
+    warn_of_sigma_data(config.model.sigma_data, facts)
+    return TrainingData(places, samples, facts, labels)
+
+
+def check_facts(opened: OpenedSource, config: Config) -> DataFacts:
+    """The facts of a data set, with its kind, if they agree with its shards and the configuration. Raises DataError."""
+    place = str(opened.source)
+    check_shape(opened.facts, config.model, place)
+    facts = opened.facts.of_kind(kind_of(opened.shards[0].get("column_names", []), place), place)
+    check_kind(facts, config, place)
+    return facts
+
+
+def check_shape(facts: DataFacts, model: Model, place: str) -> None:
+    """Raises DataError that names the keys of `model` which differ from the facts of the data at `place`."""
     differing = [
-        f"model.{key} is {getattr(config.model, key)}, but the data has {statistics[key]}"
+        f"model.{key} is {getattr(model, key)}, but the data has {getattr(facts, key)}"
         for key in SHAPE
-        if key in statistics
-        and getattr(config.model, key) != statistics[key]
+        if getattr(facts, key) not in (None, getattr(model, key))
         # an unconditional network may be trained on labelled images
-        and not (key == "label_dim" and config.model.label_dim == 0)
+        and not (key == "label_dim" and model.label_dim == 0)
     ]
     if differing:
         raise DataError(f"{place}: " + "; ".join(differing) + "; change these keys or the data")
 
 
-def check_kind(config: Any, statistics: dict[str, Any], place: str) -> None:
-    """Raises DataError if the configuration asks for something that latents cannot have."""
-    if statistics["kind"] != LATENTS:
+def check_kind(facts: DataFacts, config: Config, place: str) -> None:
+    """Raises DataError if the configuration asks for something that data of this kind cannot have."""
+    if facts.kind != LATENTS:
         if config.samples.vae is not None:
             raise DataError(f"samples.vae = {config.samples.vae}: {place} holds pixels; set samples.vae=null")
         return
@@ -42,7 +94,8 @@ def check_kind(config: Any, statistics: dict[str, Any], place: str) -> None:
     for key, (given, reason, fix) in reasons.items():
         if given:
             raise DataError(f"{key}: {place} holds latents, and {reason}; set {fix}")
-    channels = len(statistics["whitening"]["mean"])
+    assert facts.whitening is not None  # `of_kind` gives latents one
+    channels = len(facts.whitening.mean)
     if channels != config.model.img_channels:
         raise DataError(
             f"model.img_channels = {config.model.img_channels}: {place} has a whitening of {channels} channels; change "
@@ -50,63 +103,28 @@ def check_kind(config: Any, statistics: dict[str, Any], place: str) -> None:
         )
 
 
-def resolve(config: Config, statistics: dict[str, Any]) -> Config:
-    """The configuration with the data's sigma_data for `auto`. Raises DataError if the data has no note of it."""
+def resolve(config: Config, facts: DataFacts) -> Config:
+    """The configuration with the data's sigma_data for `auto`. Raises DataError if the facts do not say it."""
     if config.model.sigma_data != "auto":
         return config
-    if "sigma_data" not in statistics:
+    if facts.sigma_data is None:
         raise DataError(
             "model.sigma_data = auto: the data has no stats.json that says sigma_data; set a number, for example 0.5, "
             "or prepare the data again"
         )
-    return config.model_copy(
-        update={"model": config.model.model_copy(update={"sigma_data": float(statistics["sigma_data"])})}
-    )
+    model = config.model.model_copy(update={"sigma_data": float(facts.sigma_data)})
+    return config.model_copy(update={"model": model})
 
 
-def warn_of_sigma_data(config: Any, statistics: dict[str, Any]) -> None:
+def warn_of_sigma_data(sigma_data: float | Literal["auto"], facts: DataFacts) -> None:
     """Log a warning if model.sigma_data is far from the data's. The paper too uses 0.5 for all data: it is no error."""
-    noted, used = statistics.get("sigma_data"), config.model.sigma_data
-    if noted is None or used == "auto" or 1 / SIGMA_DATA_FACTOR <= used / noted <= SIGMA_DATA_FACTOR:
+    if facts.sigma_data is None or sigma_data == "auto":
+        return
+    if 1 / SIGMA_DATA_FACTOR <= sigma_data / facts.sigma_data <= SIGMA_DATA_FACTOR:
         return
     log.warning(
         "model.sigma_data is %g, but the data has a standard deviation of %.4g: the noise levels and weights of the "
         "loss will not fit it; consider model.sigma_data=auto",
-        used,
-        noted,
+        sigma_data,
+        facts.sigma_data,
     )
-
-
-def check_data(config: Any) -> tuple[int, dict[str, Any]]:
-    """Everything that can be known about the data before streaming it: (number of samples, statistics).
-
-    The statistics are those of stats.json, with `kind` ("pixels" or "latents") and, of latents, `whitening`; of several
-    streams as `combine` says.
-
-    Raises:
-        DataError: as the functions above and in `statistics`, or less data than one batch.
-    """
-    found, samples, places = [], 0, sources(config.data)
-    for source in places:
-        if source.remote is not None:
-            shards, statistics = read_remote(source)
-        else:
-            check_shards(source.local, f"{source.key}.local")
-            shards, statistics = read_index(Path(source.local)), read_statistics(source.local)
-        check_statistics(statistics, config, str(source))
-        statistics = with_kind(statistics, kind_of(shards, str(source)), str(source))
-        check_kind(config, statistics, str(source))
-        found.append(statistics)
-        samples += sum(shard["samples"] for shard in shards)
-    if samples < config.global_batch_size:
-        raise DataError(
-            f"{places[0]}: {samples} images are fewer than global_batch_size {config.global_batch_size}; use a smaller "
-            "batch or more data"
-        )
-    if config.data.class_balanced:
-        read_labels(places[0])
-    statistics = found[0]
-    if config.data.streams is not None:
-        statistics = combine(found, [source.proportion for source in places], [str(source) for source in places])
-    warn_of_sigma_data(config, statistics)
-    return samples, statistics

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from streaming.base.format import reader_from_json
 from streaming.base.storage import CloudDownloader
 
-from recipe.data.facts import DataError
+from recipe.configuration.schema import Data
+from recipe.data.facts import DataError, DataFacts
 from recipe.storage.addresses import open_place
-from recipe.storage.places import MissingError
+from recipe.storage.places import MissingError, Place
+
+INDEX, STATISTICS, LABELS, SKIPPED = "index.json", "stats.json", "labels.npy", "skipped.json"
+Shard = dict[str, Any]
+"""The entry of a shard in the index, as streaming writes it."""
 
 
 @dataclass(frozen=True)
@@ -36,30 +38,67 @@ class Source:
         return f"{self.key}.local {self.local}" if self.remote is None else f"{self.key}.remote {self.remote}"
 
 
-def sources(data: Any) -> list[Source]:
-    """The data sets that a configuration's section `data` names."""
-    if data.streams is None:
-        return [Source("data", data.local, data.remote)]
-    return [
-        Source(f"data.streams[{index}]", stream.local, stream.remote, stream.proportion)
-        for index, stream in enumerate(data.streams)
-    ]
+@dataclass(frozen=True)
+class OpenedSource:
+    """A data set whose small files have been read.
+
+    Attributes:
+        shards: the index's entries; of local data each shard is there and whole.
+        facts: what its stats.json says.
+    """
+
+    source: Source
+    shards: Sequence[Shard]
+    facts: DataFacts
+
+    @property
+    def samples(self) -> int:
+        return number_of_samples(self.shards)
 
 
-def read_index(folder: Path) -> list[dict[str, Any]]:
-    """The shards that the index in `folder` lists. Raises DataError if it cannot be read or lists no samples."""
+def sources(data: Data) -> list[Source]:
+    """The data sets that the section `data` names."""
+    if data.streams is not None:
+        return [
+            Source(f"data.streams[{index}]", stream.local, stream.remote, stream.proportion)
+            for index, stream in enumerate(data.streams)
+        ]
+    assert data.local is not None  # the configuration's rules ask for one of the two
+    return [Source("data", data.local, data.remote)]
+
+
+def open_source(source: Source) -> OpenedSource:
+    """Read the index and the facts of a data set, and see whether its local shards are whole.
+
+    Raises:
+        DataError: no index, no access, a damaged file, or a local shard that is missing or of another size.
+    """
+    if source.remote is None:
+        shards, path = check_shards(source.local, f"{source.key}.local"), Path(source.local) / STATISTICS
+        return OpenedSource(source, shards, _facts(path.read_bytes() if path.is_file() else None, str(path)))
+    index = fetched(source, INDEX)
+    if index is None:
+        raise DataError(
+            f"{source}: holds no {INDEX}; make the shards with recipe/prepare.py and copy them there, or correct the "
+            "address"
+        )
+    shards = shards_in(index, f"{source.remote}/{INDEX}")
+    return OpenedSource(source, shards, _facts(fetched(source, STATISTICS), f"{source.remote}/{STATISTICS}"))
+
+
+def facts_at(place: Place) -> DataFacts | None:
+    """What the stats.json at a place says, None if there is none. Raises DataError if it is damaged."""
     try:
-        shards = json.loads((folder / INDEX).read_text())["shards"]
-        samples = sum(shard["samples"] for shard in shards)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / INDEX}: is not an MDS index ({error!r}); prepare the data again") from None
-    if samples == 0:
-        raise DataError(f"{folder / INDEX}: lists no samples; prepare the data again")
-    return shards
+        return DataFacts.parse(place.read(STATISTICS), f"{place.address}/{STATISTICS}")
+    except MissingError:
+        return None
 
 
-def check_shards(folder: str, key: str = "data.local") -> int:
-    """Check that `folder` holds a complete set of MDS shards and return the number of samples.
+def check_shards(folder: str, key: str = "data.local") -> list[Shard]:
+    """The shards of a local folder, each of which is there as the index says.
+
+    Args:
+        key: what names the folder, for messages.
 
     Raises:
         DataError: a missing folder, index or shard, an unreadable index, or a shard of another size than it says.
@@ -69,58 +108,60 @@ def check_shards(folder: str, key: str = "data.local") -> int:
         raise DataError(
             f"{key} {folder}: holds no {INDEX}; make the shards with recipe/prepare.py or name their folder"
         )
-    shards = read_index(path)
+    shards = shards_in((path / INDEX).read_bytes(), str(path / INDEX))
     for shard in shards:
-        entries = [shard[kind] for kind in ("raw_data", "zip_data") if shard.get(kind)]
-        found = [entry for entry in entries if (path / entry["basename"]).is_file()]
-        if not found:
-            raise DataError(f"{path / entries[0]['basename']}: the shard is missing; prepare or copy the data again")
-        for entry in found:
-            size = (path / entry["basename"]).stat().st_size
-            if size != entry["bytes"]:
-                raise DataError(
-                    f"{path / entry['basename']}: the shard has {size} bytes, but {INDEX} says {entry['bytes']}; it "
-                    "was cut short or changed: prepare or copy the data again"
-                )
+        _check_shard(path, shard)
+    return shards
+
+
+def _check_shard(folder: Path, shard: Shard) -> None:
+    entries = [shard[kind] for kind in ("raw_data", "zip_data") if shard.get(kind)]
+    found = [entry for entry in entries if (folder / entry["basename"]).is_file()]
+    if not found:
+        raise DataError(f"{folder / entries[0]['basename']}: the shard is missing; prepare or copy the data again")
+    for entry in found:
+        size = (folder / entry["basename"]).stat().st_size
+        if size != entry["bytes"]:
+            raise DataError(
+                f"{folder / entry['basename']}: the shard has {size} bytes, but {INDEX} says {entry['bytes']}; it was "
+                "cut short or changed: prepare or copy the data again"
+            )
+
+
+def shards_in(index: bytes, place: str) -> list[Shard]:
+    """The shards that the text of an index lists. Raises DataError if it is no index or lists no samples."""
+    try:
+        shards = json.loads(index)["shards"]
+        samples = number_of_samples(shards)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{place}: is not an MDS index ({error!r}); prepare the data again") from None
+    if samples == 0:
+        raise DataError(f"{place}: lists no samples; prepare the data again")
+    return shards
+
+
+def number_of_samples(shards: Sequence[Shard]) -> int:
+    """Of all shards together."""
     return sum(shard["samples"] for shard in shards)
 
 
-def read_statistics(folder: str) -> dict[str, Any]:
-    """What `prepare.py` noted of the data, or {} if there is no such note."""
-    path = Path(folder) / STATISTICS
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise DataError(f"{path}: is not valid JSON ({error}); prepare the data again or delete the file") from None
+def stored_file(shard: Shard) -> dict[str, Any]:
+    """What the index says of the file that is there: the compressed one if there is compression."""
+    return shard.get("zip_data") or shard["raw_data"]
 
 
-def read_remote(source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Index and statistics of shards in object storage, from two small files there.
-
-    Raises:
-        DataError: no index there, or no access.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (INDEX, STATISTICS):
-            if not _fetched(source, name, Path(folder)) and name == INDEX:
-                raise DataError(
-                    f"{source}: holds no {INDEX}; make the shards with recipe/prepare.py and copy them there, or mend "
-                    "the address"
-                )
-        return read_index(Path(folder)), read_statistics(folder)
-
-
-def _fetched(source: Source, name: str, folder: Path) -> bool:
-    """Copy a file from beside remote shards into `folder`; False if there is none. Raises DataError without access."""
+def fetched(source: Source, name: str) -> bytes | None:
+    """A small file from beside the shards of a remote data set, None if there is none. Raises DataError."""
     assert source.remote is not None
     try:
         if source.remote.startswith("s3://"):
-            (folder / name).write_bytes(open_place(source.remote).read(name))
-        else:
-            CloudDownloader.get(source.remote).direct_download(f"{source.remote}/{name}", str(folder / name))
-        return True
+            return open_place(source.remote).read(name)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            CloudDownloader.get(source.remote).direct_download(f"{source.remote}/{name}", str(path))
+            return path.read_bytes()
     except (FileNotFoundError, MissingError):
-        return False
+        return None
     except Exception as error:  # each kind of storage has errors of its own
         raise DataError(
             f"{source}: {name} cannot be read ({error}); check the address, the network and the credentials in the "
@@ -128,62 +169,5 @@ def _fetched(source: Source, name: str, folder: Path) -> bool:
         ) from None
 
 
-def read_labels(source: Source) -> NDArray[np.int64]:
-    """The class of each sample [N], in the order of the shards: from labels.npy beside them, or from local shards.
-
-    Raises:
-        DataError: no such file beside remote shards, one that does not fit them, or samples without a class.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(source.local if source.remote is None else temporary)
-        if source.remote is None:
-            shards = read_index(folder)
-        else:
-            shards, _ = read_remote(source)
-            if not _fetched(source, LABELS, folder):
-                raise DataError(
-                    f"{source}: holds no {LABELS}, which data.class_balanced needs; prepare the data again, or set "
-                    "data.class_balanced=false"
-                )
-        labels = _stored_labels(folder / LABELS) if (folder / LABELS).is_file() else _labels_in(folder, shards)
-    samples = sum(shard["samples"] for shard in shards)
-    if labels.shape != (samples,) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{source}: {LABELS} holds {labels.dtype} {list(labels.shape)}, but must hold an integer for each of "
-            f"{samples} samples; prepare the data again"
-        )
-    if labels.min() < 0:
-        raise DataError(
-            f"{source}: {int((labels < 0).sum())} of {samples} samples have no class; set data.class_balanced=false"
-        )
-    return labels.astype(np.int64)
-
-
-def _stored_labels(path: Path) -> NDArray[Any]:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is not an array of NumPy ({error}); prepare the data again") from None
-
-
-def _labels_in(folder: Path, shards: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
-    """Read the shards through for their labels. Raises DataError if one of them is not there uncompressed."""
-    found = []
-    for shard in shards:
-        reader = reader_from_json(str(folder), "", shard)
-        try:
-            found += [int(reader[index]["label"]) for index in range(shard["samples"])]
-        except (KeyError, OSError, ValueError) as error:
-            raise DataError(
-                f"{folder / shard['raw_data']['basename']}: has no labels that can be read ({error!r}); prepare the "
-                f"data again, which writes {LABELS}"
-            ) from None
-    return np.array(found, np.int64)
-
-
-INDEX, STATISTICS, LABELS, SKIPPED = "index.json", "stats.json", "labels.npy", "skipped.json"
-
-
-def stored_file(entry: dict[str, Any]) -> dict[str, Any]:
-    """What an entry of the index says of the file that is there: the compressed one if there is compression."""
-    return entry.get("zip_data") or entry["raw_data"]
+def _facts(text: bytes | None, place: str) -> DataFacts:
+    return DataFacts() if text is None else DataFacts.parse(text, place)

@@ -3,56 +3,60 @@
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from composer.utils import dist
 from streaming import Stream, StreamingDataLoader
 
+from recipe.configuration.schema import Config, Data
+from recipe.data.checks import TrainingData
 from recipe.data.dataset import ImageDataset
-from recipe.data.index import read_labels, sources
+from recipe.data.index import Source
 from recipe.data.shared_memory import clear_stale
 
 DOWNLOAD_RETRIES = 8  # of a shard, each with the retries of its storage's own client
 
 
-def training_loader(config: Any, device_batch_size: int) -> StreamingDataLoader:
+def training_loader(config: Config, data: TrainingData, device_batch_size: int) -> StreamingDataLoader:
     """The loader of a run. The order of the samples depends on the seed and `num_canonical_nodes`, not on the ranks."""
-    data, places = config.data, sources(config.data)
-    remote = [source for source in places if source.remote is not None]
+    remote = [source for source in data.sources if source.remote is not None]
     if remote:
         if dist.get_local_rank() == 0:  # a killed run leaves its claims on the cache folders
             for source in remote:
                 clear_stale(source.local)
         dist.barrier()
-    if data.streams is None:
-        where: dict[str, Any] = {"remote": data.remote, "local": data.local}
-    else:
-        where = {"streams": [Stream(remote=s.remote, local=s.local, proportion=s.proportion) for s in places]}
-    # Only the first rank of each node arranges the epoch.
-    labels = read_labels(places[0]) if data.class_balanced and dist.get_local_rank() == 0 else None
     dataset = ImageDataset(
         img_resolution=config.model.img_resolution,
         img_channels=config.model.img_channels,
         label_dim=config.model.label_dim,
-        labels=labels,
-        **where,
-        shuffle=data.shuffle,
+        # Only the first rank of each node arranges the epoch.
+        labels=data.labels if dist.get_local_rank() == 0 else None,
+        **where(config.data, data.sources),
+        shuffle=config.data.shuffle,
         shuffle_seed=config.seed,
-        num_canonical_nodes=data.num_canonical_nodes,
-        cache_limit=data.cache_limit,
+        num_canonical_nodes=config.data.num_canonical_nodes,
+        cache_limit=config.data.cache_limit,
         batch_size=device_batch_size,
         download_retry=DOWNLOAD_RETRIES,
     )
     return StreamingDataLoader(
         dataset,
         batch_size=device_batch_size,
-        num_workers=data.num_workers,
+        num_workers=config.data.num_workers,
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         worker_init_fn=end_only_with_rank,
     )
+
+
+def where(data: Data, sources: Sequence[Source]) -> dict[str, Any]:
+    """Arguments of StreamingDataset that name the shards."""
+    if data.streams is None:
+        return {"remote": data.remote, "local": data.local}
+    return {"streams": [Stream(remote=s.remote, local=s.local, proportion=s.proportion) for s in sources]}
 
 
 def end_only_with_rank(worker: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from recipe.configuration.gpus import COMMON, GPUS
 from recipe.configuration.schema import Config
 from recipe.data.checks import resolve
+from recipe.data.facts import DataFacts
 from recipe.edm2.networks.flops import macs_per_image
 from recipe.edm2.networks.precond import Precond
 from recipe.planning.memory import (
@@ -62,7 +63,7 @@ def dtype_of(config: Config) -> str:
 def build(config: Config) -> Precond:
     """The network on the meta device, set up as in training."""
     with torch.device("meta"):
-        arguments = resolve(config, {"sigma_data": 0.5}).network_arguments()  # no size depends on sigma_data
+        arguments = resolve(config, DataFacts(sigma_data=0.5)).network_arguments()  # no size depends on sigma_data
         net = Precond(**arguments, dtype=getattr(torch, dtype_of(config)))
     net.unet.activation_checkpointing = config.fsdp is not None and config.fsdp.activation_checkpointing
     return net
@@ -175,7 +176,7 @@ def images_of_spans(config: Config) -> tuple[int, int, int]:
     if any(span.unit == "ep" for span in spans):  # their length depends on the data
         from recipe.data.checks import check_data
 
-        epoch = check_data(config)[0] // config.global_batch_size * config.global_batch_size
+        epoch = check_data(config).samples // config.global_batch_size * config.global_batch_size
     total, snapshots, checkpoints = (span.images(config.global_batch_size, epoch) for span in spans)
     return total, snapshots, checkpoints
 

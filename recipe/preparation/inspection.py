@@ -1,4 +1,4 @@
-"""What shards hold, for people: a table of their statistics and a contact sheet."""
+"""What shards hold, for people: a table of their facts and a contact sheet."""
 
 import json
 import os
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from recipe.data.index import STATISTICS, stored_file
+from recipe.data.facts import DataFacts
+from recipe.data.index import STATISTICS, facts_at, stored_file
 from recipe.data.samples import MdsShards
 from recipe.preparation.pictures import upright
 from recipe.preparation.sources.items import PreparationError, Raw, spread
 from recipe.storage.addresses import open_place
-from recipe.storage.places import MissingError
 
 COLUMNS, ROWS = 12, 8
 CELL = 128  # largest width and height of a picture on the sheet, in pixels
@@ -34,12 +34,7 @@ def inspect(address: str, sheet: Path | None, vae: str | None = None) -> str:
         PreparationError, StorageError: no data set there, or one that cannot be read; an autoencoder that does not fit.
     """
     shards = MdsShards(open_place(address))
-    try:
-        facts = json.loads(shards.place.read(STATISTICS))
-    except MissingError:
-        facts = {}
-    except ValueError:
-        raise PreparationError(f"{address}/{STATISTICS}: is not valid JSON; prepare the data again") from None
+    facts = facts_at(shards.place)
     path = sheet or Path(f"{os.path.basename(os.path.abspath(address))}-contact-sheet.png")
     lines = table(facts, shards)
     columns = [name for name, _ in _columns(shards)]
@@ -57,7 +52,7 @@ def inspect(address: str, sheet: Path | None, vae: str | None = None) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)
 
 
-def table(facts: dict[str, Any], shards: MdsShards) -> list[tuple[str, str]]:
+def table(facts: DataFacts | None, shards: MdsShards) -> list[tuple[str, str]]:
     """Names and values to print."""
     files = [stored_file(shard) for shard in shards.shards]
     size = sum(file["bytes"] for file in files)
@@ -67,13 +62,13 @@ def table(facts: dict[str, Any], shards: MdsShards) -> list[tuple[str, str]]:
         ("shards", f"{len(files)}, {size / 1e6:.1f} MB, {size / max(1, len(shards)):.0f} bytes per sample"),
         ("columns", ", ".join(map(" ".join, _columns(shards)))),
     ]
-    if not facts:
+    if facts is None:
         return [*lines, ("statistics", f"none: there is no {STATISTICS}")]
-    for key, value in facts.items():
+    for key, value in facts.to_json().items():
         if key in ("mean", "std"):
             lines.append((key, " ".join(f"{number:.4f}" for number in value)))
         elif key == "images_per_class":
-            lines += _classes(value, facts.get("class_names"))
+            lines += _classes(value, facts.class_names)
         elif key != "class_names":
             lines.append((key, json.dumps(value) if isinstance(value, dict | list) else str(value)))
     return lines
@@ -85,7 +80,7 @@ def _columns(shards: MdsShards) -> list[tuple[str, str]]:
     return list(zip(shards.shards[0]["column_names"], shards.shards[0]["column_encodings"], strict=True))
 
 
-def _classes(counts: dict[str, int], class_names: list[str] | None) -> list[tuple[str, str]]:
+def _classes(counts: dict[str, int], class_names: Sequence[str] | None) -> list[tuple[str, str]]:
     values = list(counts.values())
     lines = [("classes", f"{len(counts)}, with {min(values)} to {max(values)} images")] if values else []
     for label, count in list(counts.items())[:CLASSES_SHOWN]:

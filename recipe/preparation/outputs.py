@@ -9,21 +9,22 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recipe.data.index import INDEX, LABELS, SKIPPED, STATISTICS, stored_file
+from recipe.data.facts import DataError, DataFacts
+from recipe.data.index import INDEX, LABELS, SKIPPED, STATISTICS, Shard, facts_at, stored_file
 from recipe.preparation.chunks import Chunk, Note
 from recipe.preparation.sources.items import PreparationError
 from recipe.storage.addresses import is_remote, open_place
 from recipe.storage.local import LocalPlace
-from recipe.storage.places import PROBE, MissingError, Place
+from recipe.storage.places import PROBE, Place
 
 NOTES = "unfinished"  # folder with one note per finished chunk, until all are
 LOCK = "lock"
@@ -33,6 +34,23 @@ OURS = re.compile(
 )
 READERS = 16  # threads
 LOCK_SECONDS = 5  # that an interrupted run's workers may take to end
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A data set whose shards are all written.
+
+    Attributes:
+        shards: the index's entries.
+        facts: what stats.json is to say.
+        labels: class of each sample [N].
+        skipped: reason by name of each item that was left out.
+    """
+
+    shards: Sequence[Shard]
+    facts: DataFacts
+    labels: NDArray[np.int64]
+    skipped: Mapping[str, str]
 
 
 class Output(abc.ABC):
@@ -81,8 +99,8 @@ class Output(abc.ABC):
         shutil.rmtree(self.scratch)
 
     @abc.abstractmethod
-    def existing(self) -> dict[str, Any] | None:
-        """The statistics of a complete data set that is there, {} if it has none, or None if nothing is there.
+    def existing(self) -> DataFacts | None:
+        """The facts of a data set that is there, which say nothing unless it is whole; None if nothing is there.
 
         Raises:
             PreparationError: something else is there, which is never overwritten.
@@ -130,19 +148,19 @@ class Output(abc.ABC):
     def _move(self, path: Path, name: str) -> None:
         """Move a local file to the place, all or nothing."""
 
-    def finish(
-        self, index: dict[str, Any], facts: dict[str, Any], labels: NDArray[np.int64], skipped: dict[str, str]
-    ) -> None:
-        """Make the data set complete: labels and statistics, then the index, then everything else goes."""
-        names = {stored_file(entry)["basename"] for entry in index["shards"]}
+    def finish(self, finished: Finished) -> None:
+        """Make the data set complete: labels and facts, then the index, then everything else goes."""
+        names = {stored_file(shard)["basename"] for shard in finished.shards}
         stale = [e.name for e in self.place.list("shard.") if SHARD.fullmatch(e.name) and e.name not in names]
-        self.place.delete(stale if skipped else [*stale, SKIPPED])
-        if skipped:
-            self.place.write(SKIPPED, (json.dumps(skipped, indent=2, ensure_ascii=False) + "\n").encode())
+        self.place.delete(stale if finished.skipped else [*stale, SKIPPED])
+        if finished.skipped:
+            skipped = json.dumps(finished.skipped, indent=2, ensure_ascii=False) + "\n"
+            self.place.write(SKIPPED, skipped.encode())
         file = io.BytesIO()
-        np.save(file, labels, allow_pickle=False)
+        np.save(file, finished.labels, allow_pickle=False)
         self.place.write(LABELS, file.getvalue())
-        self.place.write(STATISTICS, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+        self.place.write(STATISTICS, finished.facts.text().encode())
+        index = {"version": 2, "shards": finished.shards}
         self.place.write(INDEX, json.dumps(index, sort_keys=True).encode())
         self.clear()
 
@@ -161,7 +179,7 @@ class FolderOutput(Output):
         self.place = LocalPlace(self.partial)
         self.scratch = self.partial / f"scratch-{rank}"
 
-    def existing(self) -> dict[str, Any] | None:
+    def existing(self) -> DataFacts | None:
         if self.folder.exists() and not self.folder.is_dir():
             raise PreparationError(f"--out {self.address}: is a file; name a folder")
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
@@ -204,7 +222,7 @@ class RemoteOutput(Output):
         self.place.check_access()
         super().begin()
 
-    def existing(self) -> dict[str, Any] | None:
+    def existing(self) -> DataFacts | None:
         names = {entry.name for entry in self.place.list()}
         if INDEX not in names and all(OURS.fullmatch(name) for name in names):
             return None
@@ -238,8 +256,8 @@ def _whole(note: Note, sizes: dict[str, int]) -> bool:
     return all(sizes.get(file["basename"]) == file["bytes"] for file in files)
 
 
-def _facts(place: Place, address: str) -> dict[str, Any]:
-    """The statistics of the data set at a place, {} if they are missing or damaged.
+def _facts(place: Place, address: str) -> DataFacts:
+    """The facts of the data set at a place, which say nothing if they are missing or damaged.
 
     Raises:
         PreparationError: the place holds other files than a data set.
@@ -250,7 +268,7 @@ def _facts(place: Place, address: str) -> dict[str, Any]:
             f"--out {address}: holds other files, such as {foreign[0]}, which are never overwritten; name another place"
         )
     try:
-        facts = json.loads(place.read(STATISTICS))
-        return facts if isinstance(facts, dict) and place.facts(INDEX) else {}
-    except (MissingError, ValueError):
-        return {}
+        found = facts_at(place) if place.size(INDEX) is not None else None
+    except DataError:
+        found = None
+    return found or DataFacts()

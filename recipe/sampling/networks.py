@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from recipe.command_line import UserError
-from recipe.data.autoencoder import Vae, find_vae
+from recipe.command_line import UserError, say
+from recipe.data.autoencoder import Vae, VaeFiles, find_vae
+from recipe.data.facts import LATENTS, PIXELS, DataFacts
 from recipe.edm2.images import to_pixels
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, unwhiten
 from recipe.edm2.networks.precond import Precond
@@ -19,40 +20,77 @@ class SampleError(UserError):
     """Arguments that do not fit the network; the message names them."""
 
 
-def load(path: str, device: torch.device, dtype: torch.dtype) -> tuple[Precond, dict[str, Any]]:
-    """The network of a snapshot on the device, and the statistics of the data that it was trained on."""
+@dataclass(frozen=True)
+class Sampled:
+    """The network of a snapshot.
+
+    Attributes:
+        path: of the snapshot, for messages.
+        net: the network, on the device that it draws on.
+        facts: of the data that it was trained on.
+    """
+
+    path: str
+    net: Precond
+    facts: DataFacts
+
+    def whitening(self) -> Whitening | None:
+        """The whitening of the latents that the network makes; None if it makes pixels.
+
+        A snapshot that does not say so, such as a converted one, makes pixels if it has 1 or 3 channels, and latents as
+        Stable Diffusion's if it has 4.
+
+        Raises:
+            SampleError: images that are neither.
+        """
+        channels = self.net.img_channels
+        kind = self.facts.kind or (PIXELS if channels in (1, 3) else LATENTS)
+        published = channels == len(STABLE_DIFFUSION.mean)
+        known = {PIXELS: channels in (1, 3), LATENTS: self.facts.whitening is not None or published}
+        if not known.get(kind, False):
+            raise SampleError(f"{self.path}: makes {kind} of {channels} channels, whose scaling it does not know")
+        return self.facts.of_kind(kind, self.path).latent_whitening
+
+
+def load(path: str, device: torch.device, dtype: torch.dtype) -> Sampled:
+    """The network of a snapshot on the device, its activations in `dtype`. Raises SnapshotError."""
     net, info = load_network(path, dtype)
-    return net.to(device), info.dataset
+    return Sampled(path, net.to(device), info.dataset)
 
 
-def whitening_of(path: str, net: Precond, dataset: dict[str, Any]) -> Whitening | None:
-    """The scaling of the latents that the network makes; None if it makes pixels.
+class LatentPictures:
+    """Decodes whitened latents [N, C, h, w] to uint8 pictures [N, 3, H, W] on the CPU.
 
-    A snapshot that does not say so, such as a converted one, makes pixels if it has 1 or 3 channels, and latents as
-    Stable Diffusion's if it has 4.
+    Args:
+        files: the autoencoder.
+        whitening: of the latents.
+        device: where it decodes.
+        idle: where it lies between calls; None = on `device`.
 
     Raises:
-        SampleError: images that are neither.
+        VaeError: it cannot be loaded.
     """
-    kind = dataset.get("kind", "pixels" if net.img_channels in (1, 3) else "latents")
-    if kind == "pixels" and net.img_channels in (1, 3):
-        return None
-    if kind == "latents" and "whitening" in dataset:
-        return Whitening(*(tuple(dataset["whitening"][name]) for name in ("mean", "std")))
-    if kind == "latents" and net.img_channels == len(STABLE_DIFFUSION.mean):
-        return STABLE_DIFFUSION
-    raise SampleError(f"{path}: makes {kind} of {net.img_channels} channels, whose scaling it does not know")
+
+    def __init__(self, files: VaeFiles, whitening: Whitening, device: torch.device, idle: torch.device | None = None):
+        self.idle = device if idle is None else idle
+        self.vae = Vae(files, self.idle)
+        self.whitening = whitening
+        self.device = device
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        self.vae.to(self.device)
+        pictures = self.vae.decode(unwhiten(latents, self.whitening))
+        self.vae.to(self.idle)
+        return pictures
 
 
-def to_pictures(
-    path: str, net: Precond, dataset: dict[str, Any], vae: str | None, device: torch.device
-) -> Callable[[Tensor], Tensor]:
+def to_pictures(sampled: Sampled, vae: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
     """What turns the network's images into uint8 pictures: of latents, the decoder of `vae`.
 
     Raises:
         SampleError, VaeError: --vae is missing, not needed, or not the one for these latents.
     """
-    whitening = whitening_of(path, net, dataset)
+    path, facts, whitening = sampled.path, sampled.facts, sampled.whitening()
     if whitening is None:
         if vae is not None:
             raise SampleError(f"--vae {vae}: {path} makes pictures, not latents; leave it out")
@@ -60,29 +98,25 @@ def to_pictures(
     if vae is None:
         raise SampleError(
             f"{path}: makes latents; name the autoencoder that its data were encoded with, "
-            f"{dataset.get('vae', 'such as the folder of sd-vae-ft-mse')}, by --vae"
+            f"{facts.vae or 'such as the folder of sd-vae-ft-mse'}, by --vae"
         )
-    from recipe.data.autoencoder import Vae  # its library takes seconds to import
-
     files = find_vae(vae)
-    files.check_latents(net.img_channels, path)
-    if dataset.get("vae_sha256") not in (None, files.sha256()):
+    files.check_latents(sampled.net.img_channels, path)
+    if facts.vae_sha256 not in (None, files.sha256()):
         # No error: some autoencoders differ in their decoder alone.
-        print(f"sample.py: --vae {vae} has other weights than {dataset.get('vae')} of the data", file=sys.stderr)
-    decoder = Vae(files, device)
-    return lambda latents: decoder.decode(unwhiten(latents, whitening))
+        say(f"sample.py: --vae {vae} has other weights than {facts.vae} of the data", sys.stderr)
+    return LatentPictures(files, whitening, device)
 
 
-def check_guide(
-    path: str, guide: Precond, about: dict[str, Any], guided: str, net: Precond, dataset: dict[str, Any]
-) -> None:
-    """Raises SampleError if the network of the snapshot at `path` cannot guide that at `guided`."""
-    if (guide.img_resolution, guide.img_channels) != (net.img_resolution, net.img_channels):
-        raise SampleError(f"--guide {path}: makes images of another shape than {guided}")
-    if guide.label_dim not in (0, net.label_dim):
-        raise SampleError(f"--guide {path}: knows other classes than {guided}")
-    if whitening_of(path, guide, about) != whitening_of(guided, net, dataset):
-        raise SampleError(f"--guide {path}: makes latents scaled in another way than {guided}")
+def check_guide(guide: Sampled, guided: Sampled) -> None:
+    """Raises SampleError if the network `guide` cannot guide `guided`."""
+    net, guided_net = guide.net, guided.net
+    if (net.img_resolution, net.img_channels) != (guided_net.img_resolution, guided_net.img_channels):
+        raise SampleError(f"--guide {guide.path}: makes images of another shape than {guided.path}")
+    if net.label_dim not in (0, guided_net.label_dim):
+        raise SampleError(f"--guide {guide.path}: knows other classes than {guided.path}")
+    if guide.whitening() != guided.whitening():
+        raise SampleError(f"--guide {guide.path}: makes latents scaled in another way than {guided.path}")
 
 
 def usable_device(name: str) -> torch.device:
@@ -91,22 +125,3 @@ def usable_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (AssertionError, RuntimeError) as error:
         raise SampleError(f"--device {name}: {str(error).splitlines()[0]}") from None
-
-
-class LatentPictures:
-    """Decodes whitened latents [N, C, h, w] to uint8 pictures [N, 3, H, W].
-
-    Args:
-        vae: the autoencoder, on the CPU; it is on `device` only while it works, for the memory is the training's.
-    """
-
-    def __init__(self, vae: Vae, whitening: Whitening, device: torch.device):
-        self.vae = vae
-        self.whitening = whitening
-        self.device = device
-
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        self.vae.to(self.device)
-        pictures = self.vae.decode(unwhiten(latents, self.whitening))
-        self.vae.to("cpu")
-        return pictures

@@ -35,9 +35,14 @@ def labels_for(seeds: Sequence[int], wanted: str | None, label_dim: int) -> list
 
 
 def draw(
-    net: Precond, seeds: Sequence[int], labels: Sequence[int], settings: SamplerSettings, batch_size: int,
-    guide: Precond | None = None, pictures: Callable[[Tensor], Tensor] = to_pixels,
-) -> Tensor:  # fmt: skip
+    net: Precond,
+    seeds: Sequence[int],
+    labels: Sequence[int],
+    settings: SamplerSettings,
+    batch_size: int,
+    guide: Precond | None = None,
+    pictures: Callable[[Tensor], Tensor] = to_pixels,
+) -> Tensor:
     """uint8 images [N, C, H, W], one per seed, with a progress bar; `pictures` makes them of what the network makes."""
     batches = generate_batches(net, seeds, labels, settings, batch_size, guide)
     total = math.ceil(len(seeds) / batch_size)

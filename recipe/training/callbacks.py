@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from composer.core import Callback, State
+from composer.devices import Device
 from composer.loggers import Logger
 from composer.utils import dist
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 
-from recipe.configuration.schema import Config
-from recipe.data.autoencoder import Vae, find_vae
-from recipe.data.facts import whitening_of
+from recipe.configuration.schema import Samples
+from recipe.data.autoencoder import find_vae
+from recipe.data.facts import DataFacts
 from recipe.edm2.images import image_grid, to_pixels
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.samplers.generate import SamplerSettings, generate_batches
@@ -57,7 +58,7 @@ class EMASnapshots(_AtIntervals):
         interval: images between snapshots.
         network: arguments of `Precond` that rebuild the network.
         dtype: precision of the stored averages; float16 is enough, bfloat16 is not (post-hoc sums amplify rounding).
-        dataset: statistics of the data, stored along.
+        facts: of the data, stored along.
         keep: how many of the newest snapshots of each average stay; -1 = all.
     """
 
@@ -67,14 +68,14 @@ class EMASnapshots(_AtIntervals):
         interval: int,
         network: dict[str, Any],
         dtype: torch.dtype,
-        dataset: dict[str, Any],
+        facts: DataFacts,
         keep: int = -1,
     ):
         super().__init__(interval)
         self.folder = folder
         self.network = network
         self.dtype = dtype
-        self.dataset = dataset
+        self.facts = facts
         self.keep = keep
 
     def act(self, state: State, logger: Logger, nimg: int) -> None:
@@ -82,7 +83,7 @@ class EMASnapshots(_AtIntervals):
         for sigma_rel, ema in unwrap(state.model).averages():
             tensors = snapshot_tensors(ema, self.dtype)
             if dist.get_global_rank() == 0:
-                info = SnapshotInfo(self.network, nimg, sigma_rel, self.dataset)
+                info = SnapshotInfo(self.network, nimg, sigma_rel, self.facts)
                 self.folder.uploads.submit(functools.partial(self._store, tensors, info))
         logger.log_metrics({"time/snapshot_seconds": time.monotonic() - started})
 
@@ -170,16 +171,15 @@ class SampleGrid(_AtIntervals):
         return images
 
 
-def decoder(config: Config, statistics: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+def grid_pictures(samples: Samples, facts: DataFacts, device: Device) -> Callable[[torch.Tensor], torch.Tensor]:
     """What makes the pictures of sample grids. Rank 0, which writes them, loads the autoencoder of latents now.
 
     Raises:
         VaeError: it cannot be loaded.
     """
-    whitening = whitening_of(statistics)
-    samples = config.samples
+    whitening = facts.latent_whitening
     if samples.vae is None or samples.interval is None or whitening is None or dist.get_global_rank() > 0:
         return to_pixels
-    on_gpu = torch.cuda.is_available() and config.device != "cpu"
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    return LatentPictures(Vae(find_vae(samples.vae, "samples.vae"), torch.device("cpu")), whitening, device)
+    worker = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
+    # Between grids the GPU's memory is the training's.
+    return LatentPictures(find_vae(samples.vae, "samples.vae"), whitening, worker, idle=torch.device("cpu"))

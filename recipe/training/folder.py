@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 from recipe.configuration.schema import Config
-from recipe.storage.addresses import open_place
 from recipe.storage.fetching import fetch_files
 from recipe.storage.places import Place
 from recipe.storage.uploads import Uploads
@@ -24,13 +23,13 @@ class RunFolder:
 
     Attributes:
         place: where everything ends up.
-        local: folder on this machine that files are written to first; the same as `place` if that is local.
+        local: folder on this machine that files are written to first, as `local_folder` says.
         uploads: what is under way from one to the other.
     """
 
-    def __init__(self, config: Config):
-        self.place: Place = open_place(config.run_folder())
-        self.local = Path(config.run_folder()) if self.place.is_local else scratch_folder(config)
+    def __init__(self, place: Place, local: Path):
+        self.place = place
+        self.local = local
         self.uploads = Uploads()
 
     def keep(self, name: str) -> None:
@@ -39,7 +38,7 @@ class RunFolder:
             self.uploads.submit(lambda: self.store(name))
 
     def store(self, name: str) -> None:
-        """The same at once; for jobs in `uploads`."""
+        """Store the finished file now and delete it here: what a job in `uploads` does."""
         if not self.place.is_local:
             self.place.upload(name, self.local / name)
             if not name.startswith("tensorboard/"):  # whose writer may still have the file open
@@ -56,6 +55,11 @@ class RunFolder:
         if not self.place.is_local:
             shutil.rmtree(self.local, ignore_errors=True)
             self.local.mkdir(parents=True, mode=0o700)
+
+
+def local_folder(config: Config, place: Place) -> Path:
+    """The folder on this machine that a run at `place` writes its files to first: that place itself if it is local."""
+    return Path(config.run_folder()) if place.is_local else scratch_folder(config)
 
 
 def scratch_folder(config: Config) -> Path:

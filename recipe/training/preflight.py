@@ -1,10 +1,8 @@
-"""Everything that can stop a run, found out on rank 0 before a process group exists, and told once."""
+"""Everything that can stop a run, found out on rank 0 before a process group exists, so that one rank says it once."""
 
 import importlib.metadata
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,13 +10,15 @@ from recipe.command_line import UserError
 from recipe.configuration.agreement import check_agreement
 from recipe.configuration.reader import to_yaml
 from recipe.configuration.schema import Config
+from recipe.configuration.spans import Span
 from recipe.data.autoencoder import find_vae
-from recipe.data.checks import check_data, resolve
+from recipe.data.checks import TrainingData, check_data, resolve
 from recipe.edm2.networks.precond import Precond
+from recipe.planning.sizes import checkpoint_bytes, snapshot_bytes
 from recipe.storage.addresses import open_place
 from recipe.storage.ownership import Ownership
 from recipe.storage.places import Place
-from recipe.training.folder import PROGRESS, scratch_folder
+from recipe.training.folder import PROGRESS, local_folder
 from recipe.weights.checkpoints import Checkpoint, clean_up, list_checkpoints
 
 CONFIG = "config.yaml"
@@ -30,17 +30,36 @@ class RunError(UserError):
 
 @dataclass(frozen=True)
 class Start:
-    """What the ranks need to know to begin.
+    """What rank 0 found out before the run, and every rank needs to begin.
 
     Attributes:
-        samples: in the data set.
-        statistics: of the data.
+        config: the resolved configuration: `model.sigma_data` is a number.
+        data: what is known of the data.
+        place: the run's folder.
         checkpoint: to go on from, relative to the run's checkpoints folder; None = from the beginning.
     """
 
-    samples: int
-    statistics: dict[str, Any]
+    config: Config
+    data: TrainingData
+    place: Place
     checkpoint: Checkpoint | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.data.samples // self.config.global_batch_size
+
+    @property
+    def epoch(self) -> int:
+        """Images of an epoch: whole batches only."""
+        return self.steps_per_epoch * self.config.global_batch_size
+
+    def images(self, span: Span) -> int:
+        """Length of a span in images."""
+        return span.images(self.config.global_batch_size, self.epoch)
+
+    def batches(self, span: Span) -> str:
+        """Length of a span in steps, as one of Composer's time strings."""
+        return f"{self.images(span) // self.config.global_batch_size}ba"
 
 
 def prepare(config: Config) -> tuple[Start, Ownership]:
@@ -49,35 +68,35 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
     Raises:
         ValueError: one of DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, VaeError, RunError.
     """
-    samples, statistics = check_data(config)
-    config = resolve(config, statistics)  # the number is stored: other data must not change it on resume
+    data = check_data(config)
+    config = resolve(config, data.facts)  # the number is stored: other data must not change it on resume
     if config.samples.vae is not None:
         find_vae(config.samples.vae, "samples.vae").check_latents(config.model.img_channels, "model.img_channels")
     place = open_place(config.run_folder())
     place.check_access()
-    check_space(config)
+    check_space(config, place)
     stored = place.read(CONFIG).decode() if place.size(CONFIG) is not None else None
     if stored is not None:
         check_agreement(config, stored, f"save_folder {place.address}")
     ownership = Ownership(place)
     try:
-        checkpoint = find_checkpoint(config, place)
+        checkpoint = find_checkpoint(place, config.autoresume)
         text = f"# edm2-recipe {importlib.metadata.version('edm2-recipe')}\n{to_yaml(config)}"
         place.write(CONFIG, text.encode())
     except BaseException:
         ownership.release()
         raise
-    return Start(samples, statistics, checkpoint), ownership
+    return Start(config, data, place, checkpoint), ownership
 
 
-def find_checkpoint(config: Config, place: Place) -> Checkpoint | None:
+def find_checkpoint(place: Place, autoresume: bool) -> Checkpoint | None:
     """The newest whole checkpoint; what kills left beside it is deleted.
 
     Raises:
         RunError: there are checkpoints and autoresume is off, or there were some and they are gone.
     """
     folder = place.child("checkpoints")
-    if not config.autoresume:
+    if not autoresume:
         if list_checkpoints(folder):
             raise RunError(
                 f"save_folder {place.address}: holds the checkpoints of a run, and autoresume is false; "
@@ -94,18 +113,16 @@ def find_checkpoint(config: Config, place: Place) -> Checkpoint | None:
     return checkpoint
 
 
-def check_space(config: Config) -> None:
-    """Raises RunError if this machine's disk has no room for what the run keeps on it at one time."""
-    place = open_place(config.run_folder())
-    folder = (Path(config.run_folder()) if place.is_local else scratch_folder(config)).absolute()
+def check_space(config: Config, place: Place) -> None:
+    """Raises RunError if this machine's disk has no room for what the run at `place` keeps on it at one time."""
+    folder = local_folder(config, place).absolute()
     while not folder.exists():
         folder = folder.parent
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Precond(**config.network_arguments()).parameters())
-    averages = len(config.ema.sigma_rels)
+        net = Precond(**config.network_arguments())
+    averages, dtype = len(config.ema.sigma_rels), getattr(torch, config.ema.snapshot_dtype)
     checkpoints = 2 if not place.is_local or config.checkpoints.keep < 0 else config.checkpoints.keep + 1
-    # weights, Adam's two moments and the averages in float32; the snapshots of two moments
-    needed = parameters * (checkpoints * 4 * (3 + averages) + 2 * averages * 4)
+    needed = checkpoints * checkpoint_bytes(net, averages) + 2 * averages * snapshot_bytes(net, dtype)
     free = shutil.disk_usage(folder).free
     if free < needed:
         key = "save_folder" if place.is_local else "scratch_folder"

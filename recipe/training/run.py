@@ -4,12 +4,14 @@ import logging
 
 import torch
 from composer import Trainer
-from composer.utils import dist
+from composer.devices import Device
+from composer.utils import dist, get_device
 
+from recipe.command_line import say
 from recipe.configuration.schema import Config
 from recipe.training.checkpointing import Checkpoints
 from recipe.training.folder import RunFolder
-from recipe.training.preflight import RunError, prepare
+from recipe.training.preflight import RunError, Start, prepare
 from recipe.training.stopping import GracefulStop, UnsavableError
 from recipe.training.trainer import build_trainer
 
@@ -24,11 +26,12 @@ def train(config: Config) -> int:
         UserError: bad data, access, configuration or folder; a loss that is NaN; results that cannot be stored.
     """
     check_device(config)
-    start, ownership = prepare(config) if dist.get_global_rank() == 0 else (None, None)
+    found, ownership = prepare(config) if dist.get_global_rank() == 0 else (None, None)
     try:
-        trainer, folder, stop = build_trainer(config, start, ownership)
+        start, device = meet(config, found)
+        trainer, folder, stop = build_trainer(start, device, ownership)
         try:
-            fit(trainer, config)
+            fit(trainer, config.run_folder())
         except BaseException:
             trainer.engine.close()  # Trainer.close would wait here for ranks that did not fail
             raise
@@ -38,15 +41,22 @@ def train(config: Config) -> int:
     finally:
         if ownership is not None:
             ownership.release()
-    if dist.get_global_rank() == 0:
-        images = trainer.state.timestamp.sample.value
-        print(
-            f"{'stopped at' if stop.stopped else 'trained to'} {images} images; everything is in {config.run_folder()}"
-        )
+    images = trainer.state.timestamp.sample.value
+    say(f"{'stopped at' if stop.stopped else 'trained to'} {images} images; everything is in {config.run_folder()}")
     return EXIT_PREEMPTED if stop.stopped else 0
 
 
-def fit(trainer: Trainer, config: Config) -> None:
+def meet(config: Config, found: Start | None) -> tuple[Start, Device]:
+    """Begin the process group, and give every rank what rank 0 found out before it; `found` is None on the others."""
+    device = get_device(None if config.device == "auto" else config.device)
+    dist.initialize_dist(device)
+    shared = [found]
+    dist.broadcast_object_list(shared)
+    assert shared[0] is not None
+    return shared[0], device
+
+
+def fit(trainer: Trainer, folder: str) -> None:
     """Train to the end, if it is not reached already, which `Trainer.fit` would refuse."""
     assert trainer.state.max_duration is not None
     try:
@@ -56,7 +66,7 @@ def fit(trainer: Trainer, config: Config) -> None:
         if "contains a NaN" not in str(error):  # NaNMonitor's words
             raise
         raise RunError(
-            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {config.run_folder()}/"
+            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {folder}/"
             "checkpoints are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
         ) from None
 
@@ -79,7 +89,7 @@ def check_device(config: Config) -> None:
     if torch.cuda.is_available() and config.device != "cpu":
         return
     if config.device == "gpu":
-        raise RunError("device = gpu: PyTorch finds no usable CUDA device; use device=cpu, or mend the driver")
+        raise RunError("device = gpu: PyTorch finds no usable CUDA device; use device=cpu, or repair the driver")
     if config.device_train_microbatch_size == "auto":
         raise RunError(
             "device_train_microbatch_size = auto: needs CUDA, whose memory limit it probes; use a number or null"

@@ -7,24 +7,21 @@ import torch
 from composer import Trainer
 from composer.callbacks import LRMonitor, MemoryMonitor, NaNMonitor, RuntimeEstimator, SpeedMonitor
 from composer.callbacks.speed_monitor import get_gpu_flops_available
-from composer.core import Callback
+from composer.core import Algorithm, Callback
 from composer.devices import Device
 from composer.loggers import LoggerDestination, MLFlowLogger, TensorboardLogger, WandBLogger
-from composer.utils import dist, get_device
+from composer.utils import dist
 from composer.utils.parallelism import ParallelismConfig
 
-from recipe.configuration.schema import Config
-from recipe.configuration.spans import Span
-from recipe.data.checks import resolve
-from recipe.data.facts import whitening_of
+from recipe.configuration.schema import Config, Numerics, Optimizer
 from recipe.data.loader import training_loader
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.samplers.generate import SamplerSettings
 from recipe.storage.ownership import Ownership
 from recipe.training.algorithms import training_algorithms
-from recipe.training.callbacks import EMASnapshots, SampleGrid, decoder
+from recipe.training.callbacks import EMASnapshots, SampleGrid, grid_pictures
 from recipe.training.checkpointing import Checkpoints, FileUploads, restore_from
-from recipe.training.folder import RunFolder
+from recipe.training.folder import RunFolder, local_folder
 from recipe.training.initial_weights import load_initial_weights
 from recipe.training.model import DiffusionModel
 from recipe.training.preflight import Start
@@ -32,48 +29,32 @@ from recipe.training.sharding import DTYPES, shard_
 from recipe.training.stopping import GracefulStop
 
 
-def build_trainer(
-    config: Config, start: Start | None, ownership: Ownership | None
-) -> tuple[Trainer, RunFolder, GracefulStop]:
-    """The Trainer of a run; loads its latest checkpoint if there is one. `start` and `ownership` are rank 0's."""
-    device = get_device(None if config.device == "auto" else config.device)
-    set_numerics(config, device.name == "gpu")
-    dist.initialize_dist(device)
-    told = [start]
-    dist.broadcast_object_list(told)
-    start = told[0]
-    assert start is not None
-    config = resolve(config, start.statistics)
-    folder = RunFolder(config)
+def build_trainer(start: Start, device: Device, ownership: Ownership | None) -> tuple[Trainer, RunFolder, GracefulStop]:
+    """The Trainer of a run; loads its latest checkpoint if there is one. `ownership` is None on ranks other than 0."""
+    config, on_gpu = start.config, device.name == "gpu"
+    set_numerics(config.numerics, on_gpu)
+    folder = RunFolder(start.place, local_folder(config, start.place))
     if dist.get_local_rank() == 0:
         folder.empty_scratch()
-    batch = config.global_batch_size
-    epoch = start.samples // batch * batch
-
-    def batches(span: Span) -> str:
-        return f"{span.images(batch, epoch) // batch}ba"
-
-    loader = training_loader(config, batch // dist.get_world_size())
+    loader = training_loader(config, start.data, config.global_batch_size // dist.get_world_size())
     model, parallelism = build_model(config, device)
-    restore = restore_from(folder, start.checkpoint, epoch)
+    restore = restore_from(folder, start.checkpoint, start.epoch)
     if restore is None and config.init is not None:
         load_initial_weights(model, config)
     stop = GracefulStop(folder.uploads, ownership)
-    writers = [
-        *([] if restore is None else [restore]),
-        *callbacks(config, folder, epoch, start.statistics, device.name == "gpu"),
-        stop,
-    ]
     trainer = Trainer(
         model=model,
         train_dataloader=loader,
-        train_subset_num_batches=start.samples // batch,  # streaming pads what is left to the ranks, perhaps to a batch
-        optimizers=optimizer(config, model),
-        max_duration=batches(config.duration),
-        algorithms=training_algorithms(
-            config, config.optimizer.rampup.images(batch), dist.get_global_rank(), whitening_of(start.statistics)
-        ),
-        callbacks=[*writers, Checkpoints(folder, batches(config.checkpoints.interval), config.checkpoints.keep)],
+        train_subset_num_batches=start.steps_per_epoch,  # streaming pads the rest for the ranks, perhaps to a batch
+        optimizers=optimizer(config.optimizer, model),
+        max_duration=start.batches(config.duration),
+        algorithms=algorithms(start),
+        callbacks=[
+            *([] if restore is None else [restore]),
+            *callbacks(start, folder, device),
+            stop,
+            Checkpoints(folder, start.batches(config.checkpoints.interval), config.checkpoints.keep),
+        ],
         loggers=loggers(config, folder),
         device=device,
         precision="fp32",  # the network casts its own activations
@@ -81,10 +62,8 @@ def build_trainer(
         device_train_microbatch_size=config.device_train_microbatch_size,
         run_name=config.run_name,
         seed=config.seed,
-        progress_bar=config.logging.progress_bar,
-        log_to_console=not config.logging.progress_bar,
-        console_log_interval=batches(config.logging.interval),
         dist_timeout=1800,
+        **console(start),
     )
     dist.barrier()
     if dist.get_local_rank() == 0 and start.checkpoint is not None:
@@ -92,18 +71,32 @@ def build_trainer(
     return trainer, folder, stop
 
 
-def optimizer(config: Config, model: DiffusionModel) -> torch.optim.Adam:
+def algorithms(start: Start) -> list[Algorithm]:
+    """The method's algorithms, as the configuration and the data ask for."""
+    config = start.config
+    rampup = config.optimizer.rampup.images(config.global_batch_size)
+    return training_algorithms(config, rampup, dist.get_global_rank(), start.data.facts.latent_whitening)
+
+
+def console(start: Start) -> dict[str, Any]:
+    """Arguments of Trainer that say what it prints: a bar or lines."""
+    bar = start.config.logging.progress_bar
+    every = start.batches(start.config.logging.interval)
+    return {"progress_bar": bar, "log_to_console": not bar, "console_log_interval": every}
+
+
+def optimizer(settings: Optimizer, model: DiffusionModel) -> torch.optim.Adam:
     """Adam over the network's parameters; `InverseSqrtLR` sets the learning rate."""
-    first, second = config.optimizer.betas
-    return torch.optim.Adam(model.parameters_to_train(), betas=(first, second), eps=config.optimizer.eps, fused=True)
+    first, second = settings.betas
+    return torch.optim.Adam(model.parameters_to_train(), betas=(first, second), eps=settings.eps, fused=True)
 
 
-def set_numerics(config: Config, on_gpu: bool) -> None:
+def set_numerics(numerics: Numerics, on_gpu: bool) -> None:
     """Make every shortcut that trades precision for speed an explicit choice (official defaults: off)."""
-    torch.backends.cuda.matmul.allow_tf32 = config.numerics.tf32
-    torch.backends.cudnn.allow_tf32 = config.numerics.tf32
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = config.numerics.reduced_precision_reduction
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = config.numerics.reduced_precision_reduction
+    torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
+    torch.backends.cudnn.allow_tf32 = numerics.tf32
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = numerics.reduced_precision_reduction
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = numerics.reduced_precision_reduction
     if on_gpu:
         torch.backends.cudnn.benchmark = True  # shapes never change
 
@@ -140,27 +133,26 @@ def build_model(config: Config, device: Device) -> tuple[DiffusionModel, Paralle
     return model, parallelism
 
 
-def callbacks(
-    config: Config, folder: RunFolder, epoch: int, statistics: dict[str, Any], on_gpu: bool
-) -> list[Callback]:
+def callbacks(start: Start, folder: RunFolder, device: Device) -> list[Callback]:
     """Composer's monitors and the recipe's own writers."""
-    batch, grid = config.global_batch_size, config.samples.interval
+    config, on_gpu = start.config, device.name == "gpu"
+    ema, samples = config.ema, config.samples
     own: list[Callback] = [
         EMASnapshots(
             folder,
-            config.ema.snapshot_interval.images(batch, epoch),
+            start.images(ema.snapshot_interval),
             config.network_arguments(),
-            DTYPES[config.ema.snapshot_dtype],
-            statistics,
-            config.ema.snapshot_keep,
+            DTYPES[ema.snapshot_dtype],
+            start.data.facts,
+            ema.snapshot_keep,
         ),
         SampleGrid(
             folder,
-            None if grid is None else grid.images(batch, epoch),
-            config.samples.count,
-            SamplerSettings(num_steps=config.samples.num_steps, guidance=config.samples.guidance),
-            config.samples.batch_size,
-            decoder(config, statistics),
+            None if samples.interval is None else start.images(samples.interval),
+            samples.count,
+            SamplerSettings(num_steps=samples.num_steps, guidance=samples.guidance),
+            samples.batch_size,
+            grid_pictures(samples, start.data.facts, device),
         ),
     ]
     monitors = [NaNMonitor(), LRMonitor(), speed_monitor(config, on_gpu), RuntimeEstimator()]

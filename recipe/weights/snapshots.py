@@ -1,6 +1,6 @@
 """EMA snapshots: one `.safetensors` file per (nimg, sigma_rel) that alone rebuilds the network.
 
-The header's metadata holds the network's arguments, the clock, the length of the average, statistics of the data and a
+The header's metadata holds the network's arguments, the clock, the length of the average, the facts of the data and a
 digest of every tensor. Nothing is pickled. A file is written under a temporary name and renamed, so that a listed
 snapshot is a whole one.
 """
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recipe.command_line import UserError
+from recipe.data.facts import DataFacts
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.addresses import is_remote, open_place, split_address
 from recipe.weights.tensor_file import TensorFile, TensorFileError
@@ -43,14 +44,14 @@ class SnapshotInfo:
         network: keyword arguments of `Precond`, without `dtype`.
         nimg: images seen.
         sigma_rel: relative length of the average.
-        dataset: statistics of the training data, as `prepare.py` wrote them; may be empty.
-        extra: further facts in JSON, for example how a post-hoc average was made.
+        dataset: the facts of the training data; of a file of another origin they may say nothing.
+        extra: further entries in JSON, for example how a post-hoc average was made.
     """
 
     network: dict[str, Any]
     nimg: int
     sigma_rel: float
-    dataset: dict[str, Any] = field(default_factory=dict)
+    dataset: DataFacts = field(default_factory=DataFacts)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,14 +95,15 @@ def buffer_names(network: Mapping[str, Any]) -> set[str]:
 
 def save_snapshot(path: Path, tensors: Mapping[str, Tensor], info: SnapshotInfo) -> None:
     """Write `tensors` (name -> CPU tensor, in the precision to store) and `info`, all or nothing."""
-    facts = {
+    header = {
         "format": FORMAT,
         "version": importlib.metadata.version("edm2-recipe"),
-        **dataclasses.asdict(info),
+        **vars(info),
+        "dataset": info.dataset.to_json(),
         "digests": {name: digest(tensor) for name, tensor in tensors.items()},
     }
     # safetensors writes several entries in random order; one entry makes equal snapshots equal files.
-    text = json.dumps(facts)
+    text = json.dumps(header)
     metadata = {METADATA_KEY: f"{_sha256(text.encode())} {text}"}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -172,11 +174,14 @@ class SnapshotReader:
         checksum, _, text = metadata[METADATA_KEY].partition(" ")
         if checksum != _sha256(text.encode()):
             raise SnapshotError(f"{self.path}: the checksum of its header does not match; fetch or make it again")
-        facts = json.loads(text)
-        if facts["format"] != FORMAT:
-            raise SnapshotError(f"{self.path}: has format {facts['format']}; this version of the recipe reads {FORMAT}")
-        self._digests = facts["digests"]
-        self.info = SnapshotInfo(**{known.name: facts[known.name] for known in dataclasses.fields(SnapshotInfo)})
+        header = json.loads(text)
+        if header["format"] != FORMAT:
+            raise SnapshotError(
+                f"{self.path}: has format {header['format']}; this version of the recipe reads {FORMAT}"
+            )
+        self._digests = header["digests"]
+        header["dataset"] = DataFacts.from_json(header["dataset"], f"{self.path}, dataset")
+        self.info = SnapshotInfo(**{known.name: header[known.name] for known in dataclasses.fields(SnapshotInfo)})
         if self._digests.keys() != self._file.shapes.keys():
             raise SnapshotError(f"{self.path}: its header names other tensors than it holds; fetch or make it again")
         return self

@@ -3,35 +3,40 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from helpers.commands import assert_refused, command_line, run, train_arguments
-from recipe.data.checks import check_data, check_statistics
+from recipe.configuration.reader import read_config
+from recipe.configuration.schema import Config, Data, Model
+from recipe.data.checks import check_data, check_shape
 from recipe.data.dataset import ImageDataset
-from recipe.data.facts import DataError
-from recipe.data.index import Source, check_shards, read_index, read_remote, read_statistics
+from recipe.data.facts import DataError, DataFacts
+from recipe.data.index import Source, check_shards, number_of_samples, open_source, sources
 from recipe.preparation.sources.digits import embedded_digits
 
 NETWORK: dict[str, Any] = {"img_resolution": 8, "img_channels": 1, "label_dim": 10}
+
+
+def config_for(shards: Path, *overrides: str) -> Config:
+    return read_config(train_arguments(shards, shards / "run", *overrides))
 
 
 def copy_of(digits: Path, tmp_path: Path) -> Path:
     return shutil.copytree(digits, tmp_path / "shards")
 
 
-def test_statistics(digits: Path):
+def test_facts_are_those_of_the_images(digits: Path):
     images, _ = embedded_digits(8)
-    noted = read_statistics(str(digits))
-    assert noted["img_resolution"] == 8
-    assert noted["images_per_class"] == {str(label): 500 for label in range(10)}
-    assert noted["sigma_data"] == pytest.approx((images / 127.5 - 1).std())
+    facts = check_data(config_for(digits)).facts
+    assert facts.img_resolution == 8
+    assert facts.images_per_class == {str(label): 500 for label in range(10)}
+    assert facts.sigma_data == pytest.approx((images / 127.5 - 1).std())
 
 
 def test_whole_shards_are_accepted(digits: Path):
-    assert check_shards(str(digits)) == 5000
+    assert number_of_samples(check_shards(str(digits))) == 5000
 
 
 def damage_missing_folder(shards: Path) -> str:
@@ -79,25 +84,25 @@ DAMAGES = [
 def test_damaged_data_is_named(digits: Path, tmp_path: Path, damage):
     shards = copy_of(digits, tmp_path)
     message = damage(shards)
-    data = SimpleNamespace(local=str(shards), remote=None, streams=None)
-    config = SimpleNamespace(data=data, model=SimpleNamespace(**NETWORK), global_batch_size=16)
     with pytest.raises(DataError) as error:
-        check_data(config)
+        check_data(config_for(shards))
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize(("key", "value"), [("img_resolution", 16), ("img_channels", 3), ("label_dim", 5)])
-def test_data_at_odds_with_the_configuration_names_the_key(digits: Path, key: str, value: int):
-    config = SimpleNamespace(data=SimpleNamespace(local=str(digits)), model=SimpleNamespace(**NETWORK | {key: value}))
-    with pytest.raises(DataError, match=rf"model\.{key} is {value}, but the data has {NETWORK[key]}"):
-        check_statistics(read_statistics(str(digits)), config, "here")
+def test_data_at_odds_with_the_configuration_names_the_key(key: str, value: int):
+    with pytest.raises(DataError, match=rf"here: model\.{key} is {value}, but the data has {NETWORK[key]}"):
+        check_shape(DataFacts(**NETWORK), Model.model_validate(NETWORK | {key: value}), "here")
+    check_shape(DataFacts(**NETWORK | {key: None}), Model.model_validate(NETWORK | {key: value}), "here")
+
+
+def test_all_that_differs_is_named_at_once():
+    with pytest.raises(DataError, match=r"img_resolution is 16, .*; model\.img_channels is 3, .*; change these keys"):
+        check_shape(DataFacts(**NETWORK), Model(img_resolution=16, img_channels=3, label_dim=10), "here")
 
 
 def test_unconditional_training_on_labelled_images(digits: Path):
-    config = SimpleNamespace(
-        data=SimpleNamespace(local=str(digits)), model=SimpleNamespace(**NETWORK | {"label_dim": 0})
-    )
-    check_statistics(read_statistics(str(digits)), config, "here")
+    check_shape(DataFacts(**NETWORK), Model.model_validate(NETWORK | {"label_dim": 0}), "here")
     dataset = ImageDataset(**{**NETWORK, "label_dim": 0}, local=str(digits), batch_size=4, shuffle=False)
     assert dataset[7]["label"] == -1
 
@@ -107,23 +112,38 @@ def remote(address: object) -> Source:
 
 
 def test_remote_data_is_described_before_it_is_streamed(digits: Path, tmp_path: Path):
-    assert read_remote(remote(digits)) == (read_index(digits), read_statistics(str(digits)))
+    here = open_source(Source("data", str(digits), None))
+    there = open_source(remote(digits))
+    assert (there.shards, there.facts, there.samples) == (here.shards, here.facts, 5000)
     shards = copy_of(digits, tmp_path)
     (shards / "stats.json").unlink()
-    assert read_remote(remote(shards)) == (read_index(digits), {})
+    assert open_source(remote(shards)).facts == DataFacts()
     with pytest.raises(DataError, match=rf"data\.remote {tmp_path}/none: holds no index\.json"):
-        read_remote(remote(f"{tmp_path}/none"))
+        open_source(remote(f"{tmp_path}/none"))
     with pytest.raises(DataError, match=r"data\.remote nowhere://x: index\.json cannot be read .*credentials"):
-        read_remote(remote("nowhere://x"))
+        open_source(remote("nowhere://x"))
+
+
+@pytest.mark.parametrize("name", ["index.json", "stats.json"])
+def test_damaged_remote_files_are_named_by_their_address(name: str, digits: Path, tmp_path: Path):
+    shards = copy_of(digits, tmp_path)
+    (shards / name).write_text("{")
+    with pytest.raises(DataError, match=f"^{shards}/{name}: is not"):
+        open_source(remote(shards))
+
+
+def test_sources_are_those_of_the_configuration():
+    assert sources(Data(local="a", remote="b")) == [Source("data", "a", "b")]
+    streams: Any = [{"local": "a", "proportion": 3.0}, {"local": "b", "remote": "c", "proportion": 1.0}]
+    assert sources(Data(streams=streams)) == [
+        Source("data.streams[0]", "a", None, 3.0),
+        Source("data.streams[1]", "b", "c", 1.0),
+    ]
 
 
 def test_less_data_than_a_batch(digits: Path):
-    data = SimpleNamespace(local=str(digits), remote=None, streams=None)
-    config = SimpleNamespace(
-        data=data, model=SimpleNamespace(**NETWORK), samples=SimpleNamespace(vae=None), global_batch_size=8192
-    )
     with pytest.raises(DataError, match="5000 images are fewer than global_batch_size 8192"):
-        check_data(config)
+        check_data(config_for(digits, "global_batch_size=8192"))
 
 
 @pytest.mark.parametrize(

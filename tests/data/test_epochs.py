@@ -20,7 +20,8 @@ from recipe.data.checks import check_data
 from recipe.data.dataset import ImageDataset
 from recipe.data.epochs import balanced_draws, occurrences
 from recipe.data.facts import DataError
-from recipe.data.index import Source, read_labels
+from recipe.data.index import Source, open_source
+from recipe.data.labels import read_labels
 from recipe.data.loader import training_loader
 from recipe.edm2 import rng
 from recipe.weights.snapshots import SnapshotReader, list_snapshots
@@ -131,12 +132,13 @@ def test_balanced_epoch_resumes_where_it_stopped(unequal: Path):
 def test_labels_from_the_file_or_the_shards(unequal: Path, tmp_path: Path):
     shards = shutil.copytree(unequal, tmp_path / "shards")
     here, there = Source("data", str(shards), None), Source("data", "cache", str(shards))
-    assert np.array_equal(read_labels(here), LABELS)
+    assert np.array_equal(read_labels(open_source(here)), LABELS)
     with pytest.raises(DataError, match=r"data\.remote .*: holds no labels\.npy, which data\.class_balanced needs"):
-        read_labels(there)
+        read_labels(open_source(there))
     np.save(shards / "labels.npy", LABELS.astype(np.int32))
-    assert np.array_equal(read_labels(here), LABELS) and np.array_equal(read_labels(there), LABELS)
-    assert read_labels(here).dtype == np.int64
+    for place in (here, there):
+        assert np.array_equal(read_labels(open_source(place)), LABELS)
+        assert read_labels(open_source(place)).dtype == np.int64
 
 
 BAD_LABELS = {
@@ -152,7 +154,7 @@ def test_bad_labels(unequal: Path, tmp_path: Path, labels: np.ndarray, message: 
     shards = shutil.copytree(unequal, tmp_path / "shards")
     np.save(shards / "labels.npy", labels, allow_pickle=True)
     with pytest.raises(DataError, match=message):
-        read_labels(Source("data", str(shards), None))
+        read_labels(open_source(Source("data", str(shards), None)))
     with pytest.raises(DataError, match=message):
         check_data(config_for(tmp_path, f"data.local={shards}", "data.class_balanced=true"))
 
@@ -175,10 +177,10 @@ def two_streams(unequal: Path, tmp_path: Path) -> list[str]:
 
 def test_streams_are_mixed_by_proportion(two_streams: list[str], tmp_path: Path):
     config = config_for(tmp_path, *two_streams)
-    samples, statistics = check_data(config)
-    assert samples == 120
-    assert [note["proportion"] for note in statistics["streams"]] == [3.0, 1.0]
-    loaded = list(training_loader(config, 20))
+    data = check_data(config)
+    assert data.samples == 120
+    assert [part.proportion for part in data.facts.streams or ()] == [3.0, 1.0]
+    loaded = list(training_loader(config, data, 20))
     values = torch.cat([batch["image"][:, 0, 0, 0] for batch in loaded])
     assert (len(values), int((values >= 200).sum())) == (120, 30)
     ids = torch.cat([batch["id"] for batch in loaded])

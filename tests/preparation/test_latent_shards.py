@@ -62,14 +62,15 @@ def test_measured_whitening_gives_half(vae: Path, vae_pictures: Path, encoded: P
     facts = prepare(
         str(vae_pictures), tmp_path / "out", vae=str(vae), whitening="measured", latent_dtype="float16", **SMALL
     )
-    assert facts["whitening"] == {"mean": facts["mean"], "std": facts["std"]}
-    assert facts["sigma_data"] == pytest.approx(0.5, rel=1e-9)
-    np.testing.assert_allclose(facts["std"], facts_of(encoded)["std"], rtol=1e-3)
+    assert facts.mean is not None and facts.std is not None
+    whitening = Whitening(tuple(facts.mean), tuple(facts.std))
+    assert facts.whitening == whitening
+    assert facts.sigma_data == pytest.approx(0.5, rel=1e-9)
+    np.testing.assert_allclose(facts.std, facts_of(encoded)["std"], rtol=1e-3)
     ours, theirs = stored(tmp_path / "out"), stored(encoded)
     for name in ("mean", "std"):
         assert ours[name].dtype == np.float16
         np.testing.assert_allclose(ours[name], theirs[name], rtol=2**-11, atol=2**-24)
-    whitening = Whitening(facts["mean"], facts["std"])
     latents = torch.from_numpy(theirs["mean"])
     torch.testing.assert_close(unwhiten(whiten(latents, whitening), whitening), latents)
 
@@ -132,8 +133,9 @@ def test_workers_write_the_same_bytes(vae: Path, vae_pictures: Path, encoded: Pa
 def test_other_channels_are_measured_by_default(vae_pictures: Path, tmp_path: Path):
     build(latent_channels=8).save_pretrained(tmp_path / "eight")
     facts = prepare(str(vae_pictures), tmp_path / "out", vae=str(tmp_path / "eight"), **SMALL)
-    assert facts["img_channels"] == len(facts["whitening"]["mean"]) == 8
-    assert facts["whitening"]["std"] == facts["std"]
+    assert facts.whitening is not None and facts.std is not None
+    assert facts.img_channels == len(facts.whitening.mean) == 8
+    assert facts.whitening.std == tuple(facts.std)
 
 
 def test_inspection_of_latents(encoded: Path, vae: Path, vae_model: Any, tmp_path: Path):

@@ -22,7 +22,8 @@ import recipe.prepare
 from helpers.commands import assert_refused, command_line, launch, run, train_arguments
 from helpers.object_store import ObjectStore
 from helpers.picture_sets import contents, messy_folder, noise, official_zip, png, smooth, stored, write_folder
-from recipe.data.index import Source, check_shards, read_labels
+from recipe.data.index import Source, check_shards, number_of_samples, open_source
+from recipe.data.labels import read_labels
 from recipe.preparation.inspection import inspect
 from recipe.preparation.options import Settings
 from recipe.preparation.pipeline import prepare
@@ -133,11 +134,11 @@ def test_sums_merge_exactly():
 
 def test_channels_follow_the_pictures_unless_given(tmp_path: Path):
     grey = write_folder(tmp_path / "grey", {f"{i}.png": png(noise(8, 8, i, channels=1)) for i in range(3)})
-    assert prepare(str(grey), tmp_path / "a")["img_channels"] == 1
-    assert prepare(str(grey), tmp_path / "b", channels=3)["img_channels"] == 3
+    assert prepare(str(grey), tmp_path / "a").img_channels == 1
+    assert prepare(str(grey), tmp_path / "b", channels=3).img_channels == 3
     write_folder(grey, {"3.png": png(noise(8, 8, 3))})
-    assert prepare(str(grey), tmp_path / "c")["img_channels"] == 3
-    assert prepare(str(grey), tmp_path / "d", channels=1)["img_channels"] == 1
+    assert prepare(str(grey), tmp_path / "c").img_channels == 3
+    assert prepare(str(grey), tmp_path / "d", channels=1).img_channels == 1
 
 
 def test_a_colour_picture_that_the_first_look_missed_is_not_made_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -173,7 +174,7 @@ def test_preparing_again_keeps_finished_work_and_refuses_other_work(undisturbed:
         recipe.prepare.run(recipe.prepare.arguments_parser().parse_args([*line, "8"]))
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     prepare(str(photos), out, overwrite=True, resolution=8)
-    assert check_shards(str(out)) == MANY
+    assert number_of_samples(check_shards(str(out))) == MANY
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -333,12 +334,12 @@ def test_broken_files_are_listed_and_nothing_is_lost(messy: tuple[Path, dict[str
     assert kept
     facts = prepare(str(folder), out, workers=workers, skip_errors=True, **options)
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
-    assert (facts["num_images"], facts["num_skipped"], facts["label_dim"]) == (43, 4, 4)
-    assert facts["images_per_class"] == {"0": 19, "1": 10, "2": 2, "3": 12}
-    assert facts["class_names"] == ["birds", "cars,and more", "one", "Äpfel 🍎"]
+    assert (facts.num_images, facts.num_skipped, facts.label_dim) == (43, 4, 4)
+    assert facts.images_per_class == {"0": 19, "1": 10, "2": 2, "3": 12}
+    assert facts.class_names == ["birds", "cars,and more", "one", "Äpfel 🍎"]
     skipped = json.loads((out / "skipped.json").read_text())
     assert list(skipped) == list(reasons)
-    assert check_shards(str(out)) == 43
+    assert number_of_samples(check_shards(str(out))) == 43
 
 
 def test_a_pass_that_cannot_succeed_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -459,7 +460,7 @@ def test_shards_go_to_s3_one_by_one(
     prepare(str(photos), bucket_folder, workers=2, **OPTIONS)
     assert {entry.name: place.read(entry.name) for entry in place.list()} == contents(undisturbed)
     assert not list(tmp_path.iterdir()), "scratch is left"
-    assert prepare(str(photos), bucket_folder, **OPTIONS)["num_images"] == MANY
+    assert prepare(str(photos), bucket_folder, **OPTIONS).num_images == MANY
     with pytest.raises(PreparationError, match="holds other data, or other settings made it"):
         prepare(str(photos), bucket_folder, resolution=8)
     prepare(str(photos), bucket_folder, resolution=8, overwrite=True)
@@ -470,7 +471,7 @@ def test_shards_go_to_s3_one_by_one(
     prepare(bucket_folder, tmp_path / "back", encoding="raw")
     images, labels = stored(tmp_path / "back", 8)
     assert np.array_equal(images[5], read_back(place, index, 5))
-    assert read_labels(Source("data", "cache", bucket_folder)).tolist() == labels
+    assert read_labels(open_source(Source("data", "cache", bucket_folder))).tolist() == labels
 
 
 def test_replaced_data_in_s3_are_incomplete_at_once(bucket_folder: str, photos: Path, monkeypatch: pytest.MonkeyPatch):

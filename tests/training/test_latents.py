@@ -3,7 +3,6 @@
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from helpers.runs import losses
 from recipe.configuration.reader import read_config
 from recipe.data.checks import check_data, resolve, warn_of_sigma_data
 from recipe.data.dataset import ImageDataset
-from recipe.data.facts import DataError, combine, whitening_of, with_kind
+from recipe.data.facts import DataError, DataFacts
 from recipe.data.loader import training_loader
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, draw, unwhiten, whiten
 from recipe.training.inputs import ExampleImages
@@ -96,14 +95,13 @@ def config_for(folder: Path, *overrides: str) -> Any:
     return read_config(train_arguments(folder, folder / "run", "model.img_channels=4", *overrides))
 
 
-def test_kind_and_whitening_reach_the_statistics(tmp_path: Path):
+def test_kind_and_whitening_reach_the_facts(tmp_path: Path):
     measured = {"mean": [1.0, 2.0, 3.0, 4.0], "std": [1.0, 1.0, 2.0, 2.0]}
-    samples, statistics = check_data(config_for(write_latents(tmp_path / "measured", whitening=measured)))
-    assert (samples, statistics["kind"], statistics["whitening"]) == (64, "latents", measured)
-    assert whitening_of(statistics) == Whitening(measured["mean"], measured["std"])
-    _, statistics = check_data(config_for(write_latents(tmp_path / "published")))
-    assert statistics["whitening"]["mean"] == list(STABLE_DIFFUSION.mean)
-    assert whitening_of({"kind": "pixels"}) is None
+    data = check_data(config_for(write_latents(tmp_path / "measured", whitening=measured)))
+    assert (data.samples, data.facts.kind, data.labels) == (64, "latents", None)
+    assert data.facts.latent_whitening == Whitening(tuple(measured["mean"]), tuple(measured["std"]))
+    facts = check_data(config_for(write_latents(tmp_path / "published"))).facts
+    assert facts.latent_whitening == STABLE_DIFFUSION
 
 
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
@@ -149,35 +147,24 @@ def test_shards_of_something_else(tmp_path: Path):
 
 def test_sigma_data_of_the_data():
     config = read_config(train_arguments(Path("d"), Path("run"), "model.sigma_data=auto"))
-    assert resolve(config, {"sigma_data": 0.41}).network_arguments()["sigma_data"] == 0.41
+    assert resolve(config, DataFacts(sigma_data=0.41)).network_arguments()["sigma_data"] == 0.41
     with pytest.raises(DataError, match=r"model\.sigma_data = auto: the data has no stats\.json that says sigma_data"):
-        resolve(config, {})
+        resolve(config, DataFacts())
     number = read_config(train_arguments(Path("d"), Path("run"), "model.sigma_data=0.5"))
-    assert resolve(number, {"sigma_data": 0.41}) is number
+    assert resolve(number, DataFacts(sigma_data=0.41)) is number
 
 
-@pytest.mark.parametrize(("noted", "warned"), [(0.5, False), (0.35, False), (0.3, True), (0.8, True), (None, False)])
-def test_sigma_data_far_from_the_datas_is_told(noted: float | None, warned: bool, caplog: pytest.LogCaptureFixture):
-    config = SimpleNamespace(model=SimpleNamespace(sigma_data=0.5))
+@pytest.mark.parametrize(("said", "warned"), [(0.5, False), (0.35, False), (0.3, True), (0.8, True), (None, False)])
+def test_sigma_data_far_from_the_datas_is_warned_of(said: float | None, warned: bool, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
-        warn_of_sigma_data(config, {} if noted is None else {"sigma_data": noted})
+        warn_of_sigma_data(0.5, DataFacts(sigma_data=said))
+        warn_of_sigma_data("auto", DataFacts(sigma_data=said))
     assert ("model.sigma_data is 0.5, but the data has" in caplog.text) == warned
-
-
-def test_statistics_of_a_mixture():
-    one = {"kind": "pixels", "img_resolution": 8, "sigma_data": 0.3, "num_images": 10}
-    two = one | {"sigma_data": 0.5, "num_images": 30}
-    mixed = combine([one, two], [3.0, 1.0], ["one", "two"])
-    assert mixed["sigma_data"] == pytest.approx((0.75 * 0.09 + 0.25 * 0.25) ** 0.5)
-    assert mixed["img_resolution"] == 8 and "num_images" not in mixed
-    assert [note["proportion"] for note in mixed["streams"]] == [3.0, 1.0]
-    with pytest.raises(DataError, match="two: has the kind latents, but one has pixels"):
-        combine([one, with_kind({}, "latents", "two")], [1, 1], ["one", "two"])
 
 
 def test_loader_brings_latents(tmp_path: Path):
     config = config_for(write_latents(tmp_path / "shards"), "data.num_workers=0")
-    batch = next(iter(training_loader(config, 16)))
+    batch = next(iter(training_loader(config, check_data(config), 16)))
     assert batch["mean"].shape == batch["std"].shape == (16, *SHAPE)
 
 
@@ -190,6 +177,6 @@ def test_training_on_latents(tmp_path: Path):
     assert len(losses(tmp_path / "run")) == 8
     with SnapshotReader(list_snapshots(tmp_path / "run" / "snapshots")[0].path) as reader:
         dataset = reader.info.dataset
-    assert dataset["whitening"] == {"mean": list(STABLE_DIFFUSION.mean), "std": list(STABLE_DIFFUSION.std)}
+    assert dataset.latent_whitening == STABLE_DIFFUSION
     refused = run(command_line("train.py", *train_arguments(shards, tmp_path / "b", *overrides, "augment={}")))
     assert_refused(refused, "augment: data.local", "set augment=null")

@@ -1,11 +1,10 @@
 """MDS shards as a source, and single samples of them by ranged reads, local or in S3. Nothing is unpickled."""
 
-import json
-
-from recipe.data.index import STATISTICS
+from recipe.data.facts import DataError
+from recipe.data.index import facts_at
 from recipe.data.samples import MdsShards, ShardError
 from recipe.preparation.sources.items import Item, ItemError, PreparationError, Raw, Source
-from recipe.storage.places import MissingError, Place
+from recipe.storage.places import Place
 
 IMAGE_ENCODINGS = ("png", "jpeg", "pil", "bytes", "ndarray")
 LABEL_ENCODINGS = ("int", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "str_int")
@@ -51,6 +50,7 @@ class MdsSource(Source):
 
 def _class_names(place: Place) -> list[str] | None:
     try:
-        return json.loads(place.read(STATISTICS)).get("class_names")
-    except (MissingError, ValueError):
+        facts = facts_at(place)
+    except DataError:
         return None
+    return None if facts is None or facts.class_names is None else list(facts.class_names)

@@ -168,7 +168,7 @@ def test_mds_shards(tmp_path: Path, encoding: str, compression: str | None):
     facts = prepare(str(data), tmp_path / "shards", encoding=encoding, compression=compression, shard_size="3kb")
     source = opened(tmp_path / "shards")
     assert [item.label for item in source.items] == list(TREE_LABELS.values())
-    assert source.class_names == facts["class_names"] == ["ape", "cat", "dog"]
+    assert source.class_names == facts.class_names == ["ape", "cat", "dog"]
     for image, name in zip(read_all(source), TREE_LABELS, strict=True):
         assert np.array_equal(image, pixels(tree(SIZE)[name]))
 

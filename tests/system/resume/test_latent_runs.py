@@ -15,10 +15,9 @@ from recipe import sample
 from recipe.configuration.problems import ConfigError
 from recipe.configuration.reader import read_config
 from recipe.data.checks import check_data
-from recipe.data.facts import DataError
-from recipe.edm2.latents import STABLE_DIFFUSION
+from recipe.data.facts import DataError, DataFacts
+from recipe.edm2.latents import STABLE_DIFFUSION, Whitening
 from recipe.edm2.samplers.generate import SamplerSettings, generate
-from recipe.sampling import networks
 from recipe.weights.snapshots import SnapshotInfo, load_network, save_snapshot
 
 
@@ -43,8 +42,8 @@ def test_training_on_latents_draws_decoded_grids(trained: Path):
             assert (image.size, image.mode) == ((10 * SIZE, 2 * SIZE), "RGB")
             assert np.array(image)[:SIZE].std() > 5
     _, info = load_network(next(iter((trained / "snapshots").iterdir())))
-    assert info.dataset["whitening"]["mean"] == list(STABLE_DIFFUSION.mean)
-    assert info.dataset["vae"] == "small-vae"
+    assert info.dataset.latent_whitening == STABLE_DIFFUSION
+    assert info.dataset.vae == "small-vae"
 
 
 def sampled(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -95,7 +94,7 @@ def test_sample_refuses_a_vae_of_other_latents(trained: Path, tmp_path: Path, mo
     assert f"--vae {tmp_path / 'vae'}: has latents of 8 channels, but {snapshot} has 4" in message
 
 
-def resaved(snapshot: Path, path: Path, dataset: dict[str, Any]) -> Path:
+def resaved(snapshot: Path, path: Path, dataset: DataFacts) -> Path:
     net, info = load_network(snapshot)
     save_snapshot(path, net.state_dict(), SnapshotInfo(info.network, info.nimg, info.sigma_rel, dataset))
     return path
@@ -103,30 +102,11 @@ def resaved(snapshot: Path, path: Path, dataset: dict[str, Any]) -> Path:
 
 def test_sample_refuses_a_guide_with_another_whitening(trained: Path, vae: Path, tmp_path: Path, monkeypatch, capsys):
     snapshot = max((trained / "snapshots").iterdir())
-    dataset = {"kind": "latents", "whitening": {"mean": [0.0] * 4, "std": [1.0] * 4}}
+    dataset = DataFacts(kind="latents", whitening=Whitening((0.0,) * 4, (1.0,) * 4))
     guide = resaved(snapshot, tmp_path / "guide.safetensors", dataset)
     options = ("--out", tmp_path / "images", "--vae", vae, "--guide", guide)
     message = refused(sample, monkeypatch, capsys, snapshot, *options)
     assert f"--guide {guide}: makes latents scaled in another way than {snapshot}" in message
-
-
-def test_snapshots_without_a_note_are_told_by_their_channels(trained: Path, tmp_path: Path):
-    path = str(resaved(max((trained / "snapshots").iterdir()), tmp_path / "silent.safetensors", {}))
-    net, info = load_network(path)
-    assert networks.whitening_of(path, net, info.dataset) == STABLE_DIFFUSION
-    net.img_channels = 3
-    assert networks.whitening_of(path, net, info.dataset) is None
-    net.img_channels = 5
-    with pytest.raises(networks.SampleError, match="makes latents of 5 channels, whose scaling it does not know"):
-        networks.whitening_of(path, net, info.dataset)
-
-
-def test_sample_refuses_a_vae_for_pixels(trained: Path, vae: Path, tmp_path: Path):
-    path = str(tmp_path / "pixels.safetensors")
-    net, _ = load_network(max((trained / "snapshots").iterdir()))
-    net.img_channels = 3
-    with pytest.raises(networks.SampleError, match=f"--vae {vae}: {path} makes pictures, not latents; leave it out"):
-        sample.to_pictures(path, net, {"kind": "pixels"}, str(vae), torch.device("cpu"))
 
 
 LATENT_RUN = ("model.img_channels=4", "model.label_dim=2", "samples.interval=15ba", "samples.guidance=1.0")
