@@ -135,7 +135,8 @@ class LocalPlace(Place):
         with named_errors(self.folder, "be written" if write else "be listed"):
             if write:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            next(os.scandir(self.folder), None)
+            with os.scandir(self.folder) as entries:
+                next(entries, None)
 
     def _path(self, name: str) -> Path:
         return self.folder / self._checked(name)

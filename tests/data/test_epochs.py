@@ -45,11 +45,10 @@ def write(folder: Path, labels: list[int], first: int = 0) -> Path:
 
 
 def balanced(folder: Path, batch_size: int = 20) -> ImageDataset:
-    labels = read_labels(Source("data", str(folder), None))
-    return ImageDataset(
-        img_resolution=8, img_channels=1, label_dim=5, labels=labels, local=str(folder), shuffle=True, shuffle_seed=3,
-        num_canonical_nodes=1, batch_size=batch_size,
-    )  # fmt: skip
+    labels = read_labels(open_source(Source("data", str(folder), None)))
+    shape = {"img_resolution": 8, "img_channels": 1, "label_dim": 5}
+    order = {"shuffle": True, "shuffle_seed": 3, "num_canonical_nodes": 1}
+    return ImageDataset(**shape, labels=labels, local=str(folder), batch_size=batch_size, **order)
 
 
 def batches(dataset: ImageDataset, ranks: int = 1, epoch: int = 0, start: int = 0, workers: int = 1) -> list[list[int]]:
