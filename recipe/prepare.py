@@ -12,10 +12,11 @@ encoded on each rank's GPU. More: docs/data.md.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
-from recipe.command_line import UserError, exit_with
+from recipe.command_line import UserError, exit_with, say
 from recipe.preparation.inspection import inspect
 from recipe.preparation.options import Settings
 from recipe.preparation.pipeline import prepare_data
@@ -64,7 +65,7 @@ def arguments_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Do what is asked for; returns what to print. Raises PreparationError, StorageError."""
+    """Do what is asked for; returns what to say at the end. Raises PreparationError, StorageError."""
     if arguments.inspect is not None:
         if arguments.source is not None or arguments.out is not None:
             raise PreparationError(f"--inspect {arguments.inspect}: prepares nothing; leave SOURCE and --out away")
@@ -74,16 +75,13 @@ def run(arguments: argparse.Namespace) -> str:
             raise PreparationError(f"{'--out' if name == 'out' else 'SOURCE'} is missing; see --help")
     if arguments.workers is not None and arguments.workers < 1:
         raise PreparationError(f"--workers {arguments.workers}: must be at least 1")
-    fields = ("resolution", "channels", "background", "labels", "split", "encoding", "shard_size", "compression",
-              "skip_errors", "vae", "vae_batch", "vae_dtype", "latent_dtype", "whitening")  # fmt: skip
-    settings = Settings(
-        **{name: getattr(arguments, name) for name in fields},
-        crop=CROPS.get(arguments.crop, arguments.crop),
-        hashes=() if arguments.hashes == "none" else tuple(arguments.hashes.split(",")),
-    )
+    given = {option.name: getattr(arguments, option.name) for option in dataclasses.fields(Settings)}
+    given["crop"] = CROPS.get(arguments.crop, arguments.crop)
+    given["hashes"] = () if arguments.hashes == "none" else tuple(arguments.hashes.split(","))
+    settings = Settings(**given)
     facts, is_new = prepare_data(arguments.source, arguments.out, settings, arguments.workers, arguments.overwrite)
     if facts is None:
-        return ""  # the first rank speaks
+        return ""  # rank 0 has the facts, and speaks
     shape = f"{facts.img_channels}x{facts.img_resolution}x{facts.img_resolution}"
     skipped = f", {facts.num_skipped} items skipped (see skipped.json)" if facts.num_skipped else ""
     return (
@@ -94,9 +92,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 def main() -> None:
     try:
-        told = run(arguments_parser().parse_args())
-        if told:
-            print(told)
+        say(run(arguments_parser().parse_args()))
     except UserError as error:
         exit_with("prepare.py", error, on_every_rank=False)
     except OSError as error:

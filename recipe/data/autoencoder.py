@@ -211,13 +211,17 @@ def _load(files: VaeFiles, dtype: torch.dtype) -> Any:
     try:
         # diffusers draws random weights first, which must not change what a training run draws after this.
         with _quiet(), torch.random.fork_rng(devices=[]):
-            model, told = kind.from_pretrained(
-                files.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
+            model, loaded = kind.from_pretrained(
+                files.folder,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
                 output_loading_info=True,
-            )  # fmt: skip
+            )
     except Exception as error:  # of safetensors, diffusers or torch, each of many kinds
         raise VaeError(f"{files.given}: cannot be loaded ({_one_line(error)}); get it again") from None
-    wrong = [f"{len(names)} {kind.replace('_', ' ')}" for kind, names in told.items() if names]
+    wrong = [f"{len(names)} {kind.replace('_', ' ')}" for kind, names in loaded.items() if names]
     if wrong:
         raise VaeError(f"{files.given}: its weights do not fit its {CONFIG} ({', '.join(wrong)}); get it again")
     return model.requires_grad_(False)

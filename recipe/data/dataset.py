@@ -1,4 +1,4 @@
-"""Sharded images: the streaming data set, its loader, and the checks before a run reads them."""
+"""Labelled images from shards: the streaming data set, which checks every sample that it decodes."""
 
 import io
 from typing import Any

@@ -62,7 +62,7 @@ def where(data: Data, sources: Sequence[Source]) -> dict[str, Any]:
 def end_only_with_rank(worker: int) -> None:
     """Let a loader's worker obey SIGTERM from its rank alone.
 
-    Slurm and terminals signal all processes of a job, but a rank that was told to stop still needs its worker to finish
+    Slurm and terminals signal all processes of a job, but a rank that is to stop still needs its worker to finish
     the batch and save.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

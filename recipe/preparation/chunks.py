@@ -17,7 +17,7 @@ LARGEST_CHUNK = 8192  # items, so that little is done twice after an interruptio
 LABEL_BYTES = 64  # of a sample beside its image: label, sizes, offset
 
 Note = dict[str, Any]
-"""A finished chunk: its key, index entries, statistics, labels and skipped items, as JSON."""
+"""A finished chunk: its key, index entries, sums, labels and skipped items, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def write_chunk(job: Job, chunk: Chunk, folder: Path, done: Callable[[int], obje
 
     Args:
         folder: is emptied first.
-        done: is told the number of items each time some are finished.
+        done: is called with the number of items each time some are finished.
 
     Raises:
         BrokenItems: unless `job.skip_errors`; all of the chunk's.
@@ -88,9 +88,13 @@ def write_chunk(job: Job, chunk: Chunk, folder: Path, done: Callable[[int], obje
     sums = job.encoder.sums()
     columns = job.encoder.columns | {"label": "int"}
     with MDSWriter(
-        out=str(folder), columns=columns, compression=job.compression, hashes=list(job.hashes),
-        size_limit=job.shard_size, progress_bar=False,
-    ) as writer:  # fmt: skip
+        out=str(folder),
+        columns=columns,
+        compression=job.compression,
+        hashes=list(job.hashes),
+        size_limit=job.shard_size,
+        progress_bar=False,
+    ) as writer:
         for indices, images in _batches(job, chunk, broken, done):
             samples = job.encoder.encode(images)
             sums.add(images, samples)

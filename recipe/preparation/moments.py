@@ -65,9 +65,11 @@ class MomentEncoder:
     def settings(self) -> dict[str, Any]:
         """All that decides what is stored. The batch and the device change it by rounding only."""
         return {
-            "vae_sha256": self.sha256, "latent_dtype": self.stored, "vae_dtype": self.computed,
+            "vae_sha256": self.sha256,
+            "latent_dtype": self.stored,
+            "vae_dtype": self.computed,
             "whitening": self.whitening,
-        }  # fmt: skip
+        }
 
     def about(self) -> dict[str, Any]:
         return {
@@ -116,7 +118,7 @@ class MomentSums:
 
     Args:
         channels: of the latents.
-        whitening: which one the statistics are to name.
+        whitening: which one the facts are to name.
     """
 
     def __init__(self, channels: int, whitening: str):
@@ -125,7 +127,7 @@ class MomentSums:
         self.sums = np.zeros((3, channels))  # of mean, mean^2 and std^2
 
     def add(self, images: NDArray[np.uint8], samples: Sequence[dict[str, Any]]) -> None:
-        """Count in what became of pictures."""
+        """Add the moments in `samples`; the pictures themselves do not count."""
         mean, std = (np.stack([sample[name] for sample in samples]).astype(np.float64) for name in ("mean", "std"))
         self.count += mean[:, 0].size
         self.sums += [part.sum(axis=(0, 2, 3)) for part in (mean, np.square(mean), np.square(std))]
@@ -135,12 +137,12 @@ class MomentSums:
         return {"count": self.count, "sums": self.sums.tolist()}
 
     def merge(self, note: dict[str, Any]) -> None:
-        """Add what the `note` of another one holds."""
+        """Add the sums of another chunk, as its `note` says them."""
         self.count += note["count"]
         self.sums += note["sums"]
 
     def facts(self) -> dict[str, Any]:
-        """Mean and std per channel of draws, E[mean] and sqrt(E[std^2] + Var[mean]); the whitening; and sigma_data.
+        """Entries of stats.json: mean E[mean] and std sqrt(E[std^2] + Var[mean]) of draws; whitening; sigma_data.
 
         sigma_data = the std of all channels together, as the network sees them: after whitening.
 

@@ -11,10 +11,10 @@ class Sums(Protocol):
     """Statistics of the samples of one chunk, which chunks merge in their order."""
 
     def add(self, images: NDArray[np.uint8], samples: list[dict[str, Any]]) -> None:
-        """Count a batch in: pictures [N, C, H, W] and what became of them."""
+        """Add a batch: pictures [N, C, H, W] and the samples that are stored of them."""
 
     def note(self) -> dict[str, Any]:
-        """All of it as JSON can hold it, without rounding."""
+        """The sums as JSON can hold them, without rounding."""
         ...
 
     def merge(self, note: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ class PixelSums:
         self.squares = [0] * channels
 
     def add(self, images: NDArray[np.uint8], samples: Sequence[dict[str, Any]] = ()) -> None:
-        """Count pictures [N, C, H, W] in; what became of them changes nothing."""
+        """Add pictures [N, C, H, W]; they are stored without loss, so that `samples` says nothing more."""
         values = images.astype(np.int64)
         self.count += values[:, 0].size
         for channel in range(len(self.sums)):
@@ -50,13 +50,13 @@ class PixelSums:
         return {"count": self.count, "sums": self.sums, "squares": self.squares}
 
     def merge(self, note: dict[str, Any]) -> None:
-        """Add what the `note` of another one holds."""
+        """Add the sums of another chunk, as its `note` says them."""
         self.count += note["count"]
         self.sums = [a + b for a, b in zip(self.sums, note["sums"], strict=True)]
         self.squares = [a + b for a, b in zip(self.squares, note["squares"], strict=True)]
 
     def facts(self) -> dict[str, Any]:
-        """Mean and std per channel, and sigma_data = the std of all channels together, of pixels in [-1, 1]."""
+        """Entries of stats.json: mean and std of each channel and std of all, sigma_data, of pixels in [-1, 1]."""
         n, channels = self.count, len(self.sums)
         return {
             "mean": [total / n / 127.5 - 1 for total in self.sums],

@@ -2,7 +2,7 @@
 
 Composer loads a checkpoint only into the kind of run that wrote it, fails when a callback was added or left out, and
 unpickles whatever it finds. Here tensors go by name into the run's own, resharded on the way, and of the rest only what
-defines the state: the clock and the position in the data. Every pickle was checked before (`recipe.storage.pickles`).
+defines the state: the clock and the position in the data. Every pickle was checked before (`recipe.weights.pickles`).
 """
 
 import io

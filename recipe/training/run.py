@@ -16,7 +16,7 @@ from recipe.training.stopping import GracefulStop, UnsavableError
 from recipe.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
-EXIT_PREEMPTED = 75  # "try again": the run was told to stop, everything is saved, the same command goes on
+EXIT_PREEMPTED = 75  # "try again": a signal stopped the run, everything is saved, and the same command goes on
 
 
 def train(config: Config) -> int:

@@ -65,8 +65,8 @@ class GracefulStop(Callback):
             problems = [problem for problem in dist.all_gather_object(self.problem()) if problem is not None]
             raise UnsavableError(f"batch {state.timestamp.batch.value}: {problems[0]}")
         if int(signals) == STOP and not self.stopped:
-            log.warning("%s: saving and stopping after batch %d", self.received or "signal to another rank",
-                        state.timestamp.batch.value)  # fmt: skip
+            reason, batch = self.received or "signal to another rank", state.timestamp.batch.value
+            log.warning("%s: saving and stopping after batch %d", reason, batch)
             assert state.max_duration is not None
             self.stopped = state.timestamp < state.max_duration
             state.stop_training()

@@ -1,4 +1,4 @@
-"""MDS shards as a source, and single samples of them by ranged reads, local or in S3. Nothing is unpickled."""
+"""MDS shards, local or in S3, as a source of images. Nothing is unpickled."""
 
 from recipe.data.facts import DataError
 from recipe.data.index import facts_at
