@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
-from numpy._core import multiarray  # pyright: ignore[reportAttributeAccessIssue]
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 from torch.torch_version import TorchVersion
 
@@ -34,8 +33,8 @@ SAFE_GLOBALS: list[Any] = [  # what Composer keeps beside tensors: clocks, NumPy
     (TorchVersion, "torch.torch_version.TorchVersion"),
     (np.ndarray, "numpy.ndarray"),
     (np.dtype, "numpy.dtype"),
-    *((multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"),
 ]
 _DCP = "torch.distributed.checkpoint"
