@@ -251,6 +251,6 @@ def _facts(place: Place, address: str) -> dict[str, Any]:
         )
     try:
         facts = json.loads(place.read(STATISTICS))
-        return facts if isinstance(facts, dict) and place.facts(INDEX) else {}
+        return facts if isinstance(facts, dict) and place.info(INDEX) else {}
     except (MissingError, ValueError):
         return {}

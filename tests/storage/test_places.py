@@ -87,7 +87,7 @@ def test_missing_files(place: Place):
         with pytest.raises(MissingError, match="check the") as caught:
             read()
         assert place.address in str(caught.value)
-    assert place.facts("file") is None
+    assert place.info("file") is None
     assert place.sha256("file") is None
     assert place.read_versioned("file") is None
     place.delete(["file", "folder/file"])
@@ -95,12 +95,12 @@ def test_missing_files(place: Place):
 
 def test_a_version_that_is_gone(place: Place):
     place.write("file", b"one")
-    facts = place.facts("file")
-    assert facts is not None
-    assert place.read("file", 1, 2, facts.version) == b"ne"
+    info = place.info("file")
+    assert info is not None
+    assert place.read("file", 1, 2, info.version) == b"ne"
     place.write("file", b"other")
     with pytest.raises(ChangedError, match="has changed"):
-        place.read("file", 1, 2, facts.version)
+        place.read("file", 1, 2, info.version)
 
 
 def test_names_stay_inside(place: Place):
