@@ -39,13 +39,13 @@ def fetch_files(
     """
     given_up = threading.Event()
 
-    def told(count: int) -> None:
+    def report(count: int) -> None:
         if given_up.is_set():  # another file failed: what has come of this one stays for the next try
             raise StorageError(f"{place.describe()}: fetching was given up")
         progress(count)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_fetch, place, name, folder / name, told, passes) for name in names]
+        futures = [pool.submit(_fetch, place, name, folder / name, report, passes) for name in names]
         try:
             return [future.result() for future in concurrent.futures.as_completed(futures)]
         except BaseException:

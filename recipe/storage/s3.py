@@ -19,7 +19,7 @@ from recipe.storage.s3_client import TransferCutError, call, code, endpoint, sta
 
 MULTIPART_THRESHOLD = 64 << 20  # bytes from which a file is uploaded in parts
 DELETERS = 8  # threads
-WRITER = "writer"  # user metadata of conditional writes: tells our own write from another's
+WRITER = "writer"  # user metadata of conditional writes: marks a write as our own
 SHA256 = "sha256"  # user metadata of uploads
 
 
@@ -156,7 +156,7 @@ class S3Place(Place):
         call(self.describe(name), "be written", lambda client: put(client, self._object(name), data, metadata))
 
     def _put_if(self, name: str, data: bytes, **condition: str) -> bool:
-        """A conditional write. After a lost answer, a mark in the metadata tells whether the object is our own."""
+        """A conditional write. After a lost answer, a mark in the metadata shows whether the object is our own."""
         mark, attempts = secrets.token_hex(16), 0
 
         def attempt(client: Any) -> bool:

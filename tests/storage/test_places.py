@@ -55,8 +55,11 @@ def test_a_file_is_written_listed_and_read(place: Place):
     place.write("config.yaml", b"seed: 0\n")
     entries = place.list()
     assert [(entry.name, entry.size) for entry in entries] == [
-        ("config.yaml", 8), ("snapshots-of-another", 1), ("snapshots/a", 0), ("snapshots/b", 10),
-    ]  # fmt: skip
+        ("config.yaml", 8),
+        ("snapshots-of-another", 1),
+        ("snapshots/a", 0),
+        ("snapshots/b", 10),
+    ]
     assert all(start - 5 < entry.modified < time.time() + 5 for entry in entries)
     assert [entry.name for entry in place.list("snapshots/")] == ["snapshots/a", "snapshots/b"]
     assert [entry.name for entry in place.list("snapshots/b")] == ["snapshots/b"]
@@ -369,9 +372,14 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], 
     ],
 )
 def test_what_is_tried_again(
-    status: int, code: str, kind: type[StorageError], asked: int, said: str,
-    answering: Callable[[int, str], http.server.HTTPServer], quick: None,
-):  # fmt: skip
+    status: int,
+    code: str,
+    kind: type[StorageError],
+    asked: int,
+    said: str,
+    answering: Callable[[int, str], http.server.HTTPServer],
+    quick: None,
+):
     server = answering(status, code)
     with pytest.raises(kind) as caught:
         open_place("s3://bucket/run").check_access()

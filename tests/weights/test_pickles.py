@@ -76,24 +76,44 @@ def raw(mark: Path) -> dict[str, bytes]:
         "OBJ": b"(cos\nsystem\nS'" + command + b"'\no.",
         "STACK_GLOBAL through the memo": b"\x80\x04" + short(b"os") + b"\x94" + short(b"system") + b"\x940"
         b"0h\x00h\x01\x93" + short(command) + b"\x85R.",
-        "dotted name": b"\x80\x04" + short(b"torch") + short(b"serialization.os.system") + b"\x93"
-        + short(command) + b"\x85R.",
+        "dotted name": b"\x80\x04"
+        + short(b"torch")
+        + short(b"serialization.os.system")
+        + b"\x93"
+        + short(command)
+        + b"\x85R.",
         "extension code": b"\x80\x02\x82\x01.",
-        "BUILD on a class": b"\x80\x04" + short(b"collections") + short(b"OrderedDict") + b"\x93N}"
-        + short(b"popitem") + b"K\x01s\x86b.",
-        "BUILD on a class in Python": b"\x80\x04" + short(METADATA_MODULE) + short(b"Metadata") + b"\x93N}"
-        + short(b"hostile") + b"K\x01s\x86b.",
-        "BUILD on a member of an enumeration": b"\x80\x04" + short(METADATA_MODULE) + short(b"_MEM_FORMAT_ENCODING")
-        + b"\x93K\x00\x85R}" + short(b"_value_") + b"K\x01sb.",
-        "dotted name of an allowed module": b"\x80\x04" + short(b"torch") + short(b"serialization._get_layout")
-        + b"\x93" + short(b"torch.strided") + b"\x85R.",
+        "BUILD on a class": b"\x80\x04"
+        + short(b"collections")
+        + short(b"OrderedDict")
+        + b"\x93N}"
+        + short(b"popitem")
+        + b"K\x01s\x86b.",
+        "BUILD on a class in Python": b"\x80\x04"
+        + short(METADATA_MODULE)
+        + short(b"Metadata")
+        + b"\x93N}"
+        + short(b"hostile")
+        + b"K\x01s\x86b.",
+        "BUILD on a member of an enumeration": b"\x80\x04"
+        + short(METADATA_MODULE)
+        + short(b"_MEM_FORMAT_ENCODING")
+        + b"\x93K\x00\x85R}"
+        + short(b"_value_")
+        + b"K\x01sb.",
+        "dotted name of an allowed module": b"\x80\x04"
+        + short(b"torch")
+        + short(b"serialization._get_layout")
+        + b"\x93"
+        + short(b"torch.strided")
+        + b"\x85R.",
         "second pickle behind": pickle.dumps({}) + pickle.dumps(Calls(os.system, command.decode())),
         "cut short": pickle.dumps({"a": [1, 2, 3]})[:-3],
         "garbage": b"\xff\x00\x01",
         "empty": b"",
         "persistent id": b"\x80\x02cos\nsystem\nQ.",
         "nested beyond reason": b"\x80\x02" + b"]" * 10 + b"(" * 100_000 + b".",
-    }  # fmt: skip
+    }
 
 
 def refused(action: Callable[[], Any], mark: Path) -> str:
