@@ -20,7 +20,7 @@ from recipe.storage.addresses import open_place
 from recipe.storage.fetching import fetch_files
 from recipe.storage.places import Entry, MissingError, Place, is_inside
 from recipe.weights.checkpoints import list_checkpoints
-from recipe.weights.run_contents import _SNAPSHOT, FetchError, choose
+from recipe.weights.run_contents import FetchError, choose, snapshot_fields
 from recipe.weights.snapshots import is_intact
 
 
@@ -31,11 +31,9 @@ def print_table(place: Place, entries: Sequence[Entry]) -> None:
         modified = max(entry.modified for entry in checkpoint.files)
         rows.append(_row("checkpoint", "", "", checkpoint.size, modified, f"checkpoints/{checkpoint.name}"))
     for entry in entries:
-        if match := _SNAPSHOT.fullmatch(entry.name):
-            kind = entry.name.split("/")[0].removesuffix("s")
-            rows.append(
-                _row(kind, match["nimg"].lstrip("0"), match["sigma_rel"], entry.size, entry.modified, entry.name)
-            )
+        if fields := snapshot_fields(entry.name):
+            nimg, sigma_rel = fields["nimg"].lstrip("0"), fields["sigma_rel"]
+            rows.append(_row(fields["kind"], nimg, sigma_rel, entry.size, entry.modified, entry.name))
         elif not entry.name.startswith("checkpoints/"):
             rows.append(_row(entry.name.split("/")[0], "", "", entry.size, entry.modified, entry.name))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -62,8 +60,9 @@ def fetch(place: Place, entries: Sequence[Entry], out: Path, jobs: int) -> None:
 def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Fetch a run, or parts of it, from object storage.")
     parser.add_argument("run", help="s3://bucket/folder of a run, or a local folder")
-    parser.add_argument("--what", choices=["all", "snapshots", "posthoc", "checkpoint", "config"], default="all",
-                        help="checkpoint = the newest whole one (default: all)")  # fmt: skip
+    choices = ["all", "snapshots", "posthoc", "checkpoint", "config"]
+    what = "checkpoint = the newest whole one (default: all)"
+    parser.add_argument("--what", choices=choices, default="all", help=what)
     parser.add_argument("--sigma-rel", metavar="LIST", help="only snapshots, of these lengths: for example 0.05,0.1")
     parser.add_argument("--nimg", default="all", help="only snapshots, of this time: 8Mi, latest or all (default)")
     parser.add_argument("--out", type=Path, help="folder that the files go to")
@@ -87,9 +86,8 @@ def main() -> None:
         if arguments.list:
             print_table(place, entries)
         else:
-            fetch(
-                place, choose(place, entries, arguments.what, sigma_rels, arguments.nimg), arguments.out, arguments.jobs
-            )
+            chosen = choose(place, entries, arguments.what, sigma_rels, arguments.nimg)
+            fetch(place, chosen, arguments.out, arguments.jobs)
     except (ValueError, OSError) as error:
         exit_with("fetch.py", error)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from recipe.command_line import UserError
 
-LOOK_SECONDS = 0.2  # between looks at what others tell; a launcher ends this rank if one of them fails
+LOOK_SECONDS = 0.2  # seconds between looks at what others wrote; a launcher ends this rank if one of them fails
 T = TypeVar("T")
 
 
@@ -20,7 +20,7 @@ class RanksError(UserError):
 class Ranks:
     """This process among `size`; rank 0 decides, merges and speaks.
 
-    What they tell each other goes through the launcher's key-value store: files beside the shards could be left from
+    They write to each other through the launcher's key-value store, since files beside the shards could be left from
     another launch. There is no process group, which would need a backend for the device.
     """
 
@@ -38,11 +38,12 @@ class Ranks:
         return chunks[self.rank :: self.size]
 
     def tell(self, key: str, word: str) -> None:
+        """Write a word for the other ranks under a key."""
         if self.size > 1:
             self.store.set(key, word)
 
     def hear(self, key: str) -> str:
-        """What some rank tells, once it does."""
+        """The word under a key; waits until some rank has written it."""
         while not self.store.check([key]):  # store.wait could not be interrupted
             time.sleep(LOOK_SECONDS)
         return self.store.get(key).decode()
@@ -60,7 +61,7 @@ class Ranks:
 
 
 def find_ranks() -> Ranks:
-    """The ranks that the environment tells of; one alone without a launcher.
+    """The ranks that the environment describes; one alone without a launcher.
 
     Raises:
         RanksError: variables of a launcher are missing or the other ranks cannot be reached.

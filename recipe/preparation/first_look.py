@@ -26,11 +26,18 @@ def job_of(settings: Settings, source: Source) -> Job:
     encoder = _encoder(settings, form)
     shard_size, hashes = settings.shard_bytes(), tuple(sorted(set(settings.hashes)))
     made_with: dict[str, Any] = {
-        "format": FORMAT, "kind": encoder.kind, **encoder.settings(), "resolution": form.resolution,
-        "crop": form.crop if form.resize else None, "channels": form.channels, "to_grey": form.to_grey,
-        "background": list(form.background), "shard_size": shard_size, "compression": settings.compression,
+        "format": FORMAT,
+        "kind": encoder.kind,
+        **encoder.settings(),
+        "resolution": form.resolution,
+        "crop": form.crop if form.resize else None,
+        "channels": form.channels,
+        "to_grey": form.to_grey,
+        "background": list(form.background),
+        "shard_size": shard_size,
+        "compression": settings.compression,
         "hashes": list(hashes),
-    }  # fmt: skip
+    }
     return Job(source, form, encoder, made_with, shard_size, settings.compression, hashes, settings.skip_errors)
 
 
@@ -41,9 +48,13 @@ def _encoder(settings: Settings, form: PictureFormat) -> Encoder:
     from recipe.preparation.moments import MomentEncoder  # torch takes seconds to import
 
     return MomentEncoder(
-        find_vae(settings.vae), form.resolution, settings.vae_batch or VAE_BATCH, settings.latent_dtype or "float32",
-        settings.whitening, settings.vae_dtype or "float32",
-    )  # fmt: skip
+        find_vae(settings.vae),
+        form.resolution,
+        settings.vae_batch or VAE_BATCH,
+        settings.latent_dtype or "float32",
+        settings.whitening,
+        settings.vae_dtype or "float32",
+    )
 
 
 def _picture_format(settings: Settings, source: Source) -> PictureFormat:
@@ -62,9 +73,13 @@ def _picture_format(settings: Settings, source: Source) -> PictureFormat:
         resolution = resolution or size[0]
         channels = channels or (1 if grey else 3)
     return PictureFormat(
-        resolution, settings.crop or "center-crop", resize, channels, channels == 3 or settings.channels is not None,
+        resolution,
+        settings.crop or "center-crop",
+        resize,
+        channels,
+        channels == 3 or settings.channels is not None,
         settings.background_colour(),
-    )  # fmt: skip
+    )
 
 
 def first_look(source: Source) -> tuple[tuple[int, int], bool]:

@@ -11,7 +11,15 @@ from recipe.preparation.sources.items import PreparationError
 
 SMALLEST_RESOLUTION = 8
 FLOATS = ("float32", "float16")
-WHITENINGS = ("constants", "measured")
+CHOICES: dict[str, tuple[object, ...]] = {  # fields of Settings; each may also be None
+    "crop": CROPS,
+    "channels": (1, 3),
+    "encoding": tuple(ENCODINGS),
+    "vae_dtype": FLOATS,
+    "latent_dtype": FLOATS,
+    "whitening": ("constants", "measured"),
+}
+ONLY_FOR_LATENTS = ("vae_batch", "vae_dtype", "latent_dtype", "whitening")
 NO_GREY_WEBP = "--encoding webp: knows no grey pictures; use png or raw, or --channels 3"
 UNSTABLE = "gz"  # its files carry the time of writing
 
@@ -60,13 +68,11 @@ class Settings:
             problems.append(f"--resolution {self.resolution}: must be at least {SMALLEST_RESOLUTION}")
         if self.resolution is None and self.crop is not None:
             problems.append(f"--crop {self.crop}: needs --resolution, the size that pictures get")
-        for name, value, allowed in (
-            ("crop", self.crop, (None, *CROPS)), ("channels", self.channels, (None, 1, 3)),
-            ("encoding", self.encoding, (None, *ENCODINGS)), ("vae-dtype", self.vae_dtype, (None, *FLOATS)),
-            ("latent-dtype", self.latent_dtype, (None, *FLOATS)), ("whitening", self.whitening, (None, *WHITENINGS)),
-        ):  # fmt: skip
-            if value not in allowed:
-                problems.append(f"--{name} {value}: must be one of {', '.join(str(a) for a in allowed if a)}")
+        for field, allowed in CHOICES.items():
+            value = getattr(self, field)
+            if value is not None and value not in allowed:
+                option = field.replace("_", "-")
+                problems.append(f"--{option} {value}: must be one of {', '.join(map(str, allowed))}")
         problems += self._problems_of_latents()
         if self.encoding == "webp" and self.channels == 1:
             problems.append(NO_GREY_WEBP)
@@ -87,13 +93,13 @@ class Settings:
             raise PreparationError("; ".join(problems))
 
     def _problems_of_latents(self) -> list[str]:
-        options = {
-            "vae-batch": self.vae_batch, "vae-dtype": self.vae_dtype, "latent-dtype": self.latent_dtype,
-            "whitening": self.whitening,
-        }  # fmt: skip
         if self.vae is None:
-            given = [f"--{name} {value}" for name, value in options.items() if value is not None]
-            return [f"{option}: is only for latents; name their autoencoder with --vae" for option in given]
+            values = {field: getattr(self, field) for field in ONLY_FOR_LATENTS}
+            return [
+                f"--{field.replace('_', '-')} {value}: is only for latents; name their autoencoder with --vae"
+                for field, value in values.items()
+                if value is not None
+            ]
         problems = []
         if self.vae_batch is not None and self.vae_batch < 1:
             problems.append(f"--vae-batch {self.vae_batch}: must be at least 1")

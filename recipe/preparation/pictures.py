@@ -15,6 +15,20 @@ GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I")
 OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 MAX_16_BITS = 65535
+PILLOWS_ERRORS = (  # what its readers raise over damaged files
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    ZeroDivisionError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +64,7 @@ class PictureFormat:
                 picture = self._cropped(self._in_mode(upright(raw)))
             except (Image.DecompressionBombWarning, Image.DecompressionBombError):
                 raise _bomb() from None
-            except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, OverflowError,
-                    ZeroDivisionError, AttributeError, MemoryError, RuntimeError) as error:  # fmt: skip
+            except PILLOWS_ERRORS as error:
                 if isinstance(error, ItemError):
                     raise
                 raise ItemError(f"is a damaged image ({_reason(error)})") from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipe.storage.files import file_sha256
-from recipe.storage.places import Facts, MissingError, Place, StorageError
+from recipe.storage.places import FileInfo, MissingError, Place, StorageError
 
 PIECE = 16 * 2**20  # bytes of one request
 PART = ".part"  # ends the names of files that are not whole yet
@@ -39,13 +39,13 @@ def fetch_files(
     """
     given_up = threading.Event()
 
-    def told(count: int) -> None:
+    def report(count: int) -> None:
         if given_up.is_set():  # another file failed: what has come of this one stays for the next try
             raise StorageError(f"{place.describe()}: fetching was given up")
         progress(count)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_fetch, place, name, folder / name, told, passes) for name in names]
+        futures = [pool.submit(_fetch, place, name, folder / name, report, passes) for name in names]
         try:
             return [future.result() for future in concurrent.futures.as_completed(futures)]
         except BaseException:
@@ -55,24 +55,24 @@ def fetch_files(
 
 
 def _fetch(place: Place, name: str, path: Path, progress: Progress, passes: Check) -> Path:
-    facts = place.facts(name)
-    if facts is None:
+    info = place.info(name)
+    if info is None:
         raise MissingError(f"{place.describe(name)}: is not there any more; list the folder again")
-    if path.is_file() and path.stat().st_size == facts.size and _is_intact(path, name, facts, passes):
-        progress(facts.size)
+    if path.is_file() and path.stat().st_size == info.size and _is_intact(path, name, info, passes):
+        progress(info.size)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _partial(path, facts) as part:
+    with _partial(path, info) as part:
         progress(part.have)
         with open(part.path, "ab") as file:
-            while part.have < facts.size:
-                data = place.read(name, part.have, min(PIECE, facts.size - part.have), version=facts.version)
+            while part.have < info.size:
+                data = place.read(name, part.have, min(PIECE, info.size - part.have), version=info.version)
                 file.write(data)
                 part.have += len(data)
                 progress(len(data))
             file.flush()
             os.fsync(file.fileno())
-        if not _is_intact(part.path, name, facts, passes):
+        if not _is_intact(part.path, name, info, passes):
             part.forget()
             raise StorageError(
                 f"{place.describe(name)}: its checksum does not match, it was damaged in the store or on the way; "
@@ -94,16 +94,16 @@ class _Part:
 
 
 @contextlib.contextmanager
-def _partial(path: Path, facts: Facts) -> Iterator[_Part]:
+def _partial(path: Path, info: FileInfo) -> Iterator[_Part]:
     """The file that collects what has come; begun anew if the source is another version than last time."""
     part, note = path.with_name(path.name + PART), path.with_name(f".{path.name}{PART}.json")
-    version = json.dumps({"version": facts.version, "size": facts.size})
-    if not (part.is_file() and note.is_file() and note.read_text() == version and part.stat().st_size <= facts.size):
+    version = json.dumps({"version": info.version, "size": info.size})
+    if not (part.is_file() and note.is_file() and note.read_text() == version and part.stat().st_size <= info.size):
         part.write_bytes(b"")
         note.write_text(version)
     yield _Part(part, note, part.stat().st_size)
     note.unlink()
 
 
-def _is_intact(path: Path, name: str, facts: Facts, passes: Check) -> bool:
-    return passes(path, name) if facts.sha256 is None else file_sha256(path) == facts.sha256
+def _is_intact(path: Path, name: str, info: FileInfo, passes: Check) -> bool:
+    return passes(path, name) if info.sha256 is None else file_sha256(path) == info.sha256

@@ -7,12 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from recipe.storage.places import (
-    TEMPORARY,
-    AccessError,
-    MissingError,
-    StorageError,
-)
+from recipe.storage.places import TEMPORARY, AccessError, MissingError, StorageError
 
 
 def file_sha256(path: Path) -> str:

@@ -12,15 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recipe.storage.files import _write, _written, named_errors
-from recipe.storage.places import (
-    TEMPORARY,
-    ChangedError,
-    Entry,
-    Facts,
-    Place,
-    StorageError,
-    is_temporary,
-)
+from recipe.storage.places import TEMPORARY, ChangedError, Entry, FileInfo, Place, StorageError, is_temporary
 
 LOCK = f"{TEMPORARY}lock"
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
@@ -29,7 +21,7 @@ NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 class LocalPlace(Place):
     """A folder of this machine's file systems; made when something is first written into it.
 
-    The version of a file read by `read_versioned` is the SHA-256 of its contents; that of `facts` comes from its size,
+    The version of a file read by `read_versioned` is the SHA-256 of its contents; that of `info` comes from its size,
     inode and time of change, which cost no reading.
     """
 
@@ -52,7 +44,7 @@ class LocalPlace(Place):
                             entries.append(Entry(name, found.st_size, found.st_mtime))
         return sorted(entries)
 
-    def facts(self, name: str) -> Facts | None:
+    def info(self, name: str) -> FileInfo | None:
         path = self._path(name)
         with named_errors(path, "be read"):
             try:
@@ -61,7 +53,7 @@ class LocalPlace(Place):
                 return None
             if not path.is_file():
                 return None
-            return Facts(found.st_size, _version(found), found.st_mtime, None)
+            return FileInfo(found.st_size, _version(found), found.st_mtime, None)
 
     def read(self, name: str, start: int = 0, length: int | None = None, version: str | None = None) -> bytes:
         path = self._path(name)

@@ -93,7 +93,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _machine() -> str | None:
-    """Names the running kernel and the container's process ids; None where there is no /proc to tell."""
+    """Names the running kernel and the container's process ids; None where there is no /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -52,9 +52,15 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """One file in detail: `size` in bytes, `version` (changes with the contents), `modified` as in Entry, and the
-    `sha256` that `upload` stored beside it; None if none is known."""
+class FileInfo:
+    """One file in detail.
+
+    Attributes:
+        size: bytes.
+        version: changes with the contents.
+        modified: as in Entry.
+        sha256: of the contents in hexadecimal, which `upload` stored beside the file; None if none is known.
+    """
 
     size: int
     version: str
@@ -82,17 +88,17 @@ class Place(abc.ABC):
         """All files, at any depth, whose names start with `prefix`, by name; [] if the folder does not exist."""
 
     @abc.abstractmethod
-    def facts(self, name: str) -> Facts | None:
+    def info(self, name: str) -> FileInfo | None:
         """Size, version and checksum; None if there is no such file."""
 
     def size(self, name: str) -> int | None:
         """Bytes; None if there is no such file."""
-        found = self.facts(name)
+        found = self.info(name)
         return None if found is None else found.size
 
     def sha256(self, name: str) -> str | None:
         """The SHA-256 in hexadecimal that `upload` stored beside the file; None if unknown, as for all local files."""
-        found = self.facts(name)
+        found = self.info(name)
         return None if found is None else found.sha256
 
     @abc.abstractmethod
@@ -101,7 +107,7 @@ class Place(abc.ABC):
 
         Raises:
             MissingError: no such file.
-            ChangedError: the file is not `version` (as in Facts; None = any).
+            ChangedError: the file is not `version` (as in FileInfo; None = any).
             StorageError: the file ends before.
         """
 

@@ -14,12 +14,12 @@ from botocore.exceptions import ClientError
 
 from recipe.storage import multipart
 from recipe.storage.files import file_sha256, named_errors
-from recipe.storage.places import Entry, Facts, MissingError, Place, StorageError, is_temporary
+from recipe.storage.places import Entry, FileInfo, MissingError, Place, StorageError, is_temporary
 from recipe.storage.s3_client import TransferCutError, call, code, endpoint, status
 
 MULTIPART_THRESHOLD = 64 << 20  # bytes from which a file is uploaded in parts
 DELETERS = 8  # threads
-WRITER = "writer"  # user metadata of conditional writes: tells our own write from another's
+WRITER = "writer"  # user metadata of conditional writes: marks a write as our own
 SHA256 = "sha256"  # user metadata of uploads
 
 
@@ -45,8 +45,8 @@ class S3Place(Place):
             more = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else None
         return sorted(entries)
 
-    def facts(self, name: str) -> Facts | None:
-        def look(client: Any) -> Facts | None:
+    def info(self, name: str) -> FileInfo | None:
+        def look(client: Any) -> FileInfo | None:
             try:
                 found = client.head_object(**self._object(name))
             except ClientError as error:
@@ -54,7 +54,7 @@ class S3Place(Place):
                     return None
                 raise
             digest = found["Metadata"].get(SHA256)
-            return Facts(found["ContentLength"], found["ETag"], found["LastModified"].timestamp(), digest)
+            return FileInfo(found["ContentLength"], found["ETag"], found["LastModified"].timestamp(), digest)
 
         return call(self.describe(name), "be looked at", look)
 
@@ -119,7 +119,7 @@ class S3Place(Place):
             else:
                 multipart.upload(self.describe(name), self._object(name), path, before.st_size, metadata)
             after = path.stat()
-        stored = self.facts(name)
+        stored = self.info(name)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise StorageError(f"{path}: was changed while it was uploaded to {self.describe(name)}; upload it again")
         if stored is None or stored.size != before.st_size:
@@ -156,7 +156,7 @@ class S3Place(Place):
         call(self.describe(name), "be written", lambda client: put(client, self._object(name), data, metadata))
 
     def _put_if(self, name: str, data: bytes, **condition: str) -> bool:
-        """A conditional write. After a lost answer, a mark in the metadata tells whether the object is our own."""
+        """A conditional write. After a lost answer, a mark in the metadata shows whether the object is our own."""
         mark, attempts = secrets.token_hex(16), 0
 
         def attempt(client: Any) -> bool:

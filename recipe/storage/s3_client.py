@@ -28,9 +28,14 @@ READ_TIMEOUT = 30
 CONNECTIONS = 32
 ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 TRANSIENT_CODES = {
-    "RequestTimeout", "SlowDown", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
-    "ConditionalRequestConflict", "OperationAborted",
-}  # fmt: skip
+    "RequestTimeout",
+    "SlowDown",
+    "IncompleteBody",
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+    "ConditionalRequestConflict",
+    "OperationAborted",
+}
 KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 REFUSALS = {
     "InvalidAccessKeyId": ("the server does not know the access key", KEYS),
@@ -49,6 +54,14 @@ class TransferCutError(Exception):
     """A body that ended early, or was stored other than sent; worth another attempt."""
 
 
+FAILURES = (  # of which some may pass
+    boto.ClientError,
+    boto.BotoCoreError,
+    ResponseParserError,
+    urllib3.exceptions.HTTPError,
+    TransferCutError,
+    OSError,
+)
 _lock = threading.Lock()
 _clients: dict[tuple[tuple[str, str], ...], Any] = {}
 
@@ -127,8 +140,7 @@ def call(where: str, what: str, action: Callable[[Any], T]) -> T:
     for attempt in range(1, allowed + 1):
         try:
             return action(client())
-        except (boto.ClientError, boto.BotoCoreError, ResponseParserError, urllib3.exceptions.HTTPError,
-                TransferCutError, OSError) as error:  # fmt: skip
+        except FAILURES as error:
             if not _transient(error):
                 raise _explained(f"{where}: cannot {what}", error) from None
             if attempt == allowed:

@@ -16,7 +16,7 @@ MAX_PENDING = 64  # jobs; past it training waits, so that a network that is too 
 
 
 class Uploads:
-    """One thread that runs jobs in the order in which they come. The first failure ends it; `check` raises it.
+    """One thread that runs jobs in the order in which they come, and none after the first that fails.
 
     Args:
         max_pending: jobs that may wait; `submit` blocks beyond.

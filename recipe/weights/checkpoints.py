@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from recipe.storage.places import Entry, Place
-from recipe.weights.pickles import check_metadata, load_pickle
+from recipe.weights.pickles import METADATA, parse_metadata
 
 log = logging.getLogger(__name__)
-METADATA = ".metadata"
 _NAME = re.compile(r"(?P<name>ba(?P<single>\d+)-rank0\.pt|ep\d+-ba(?P<sharded>\d+)(?=/))(/.*)?")
 
 
@@ -65,8 +64,7 @@ def is_whole(place: Place, checkpoint: Checkpoint) -> bool:
     sizes = {entry.name: entry.size for entry in checkpoint.files}
     if name not in sizes:
         return False
-    where = place.describe(name)
-    metadata = check_metadata(load_pickle(place.read(name), where), where)
+    metadata = parse_metadata(place.read(name), place.describe(name))
     needed: dict[str, int] = {}
     for part in metadata.storage_data.values():  # pyright: ignore[reportOptionalMemberAccess]
         path = str(PurePosixPath(checkpoint.name, part.relative_path))

@@ -7,14 +7,21 @@ from recipe.command_line import UserError
 from recipe.configuration.spans import images_in
 from recipe.storage.places import Entry, Place
 from recipe.weights.checkpoints import newest_whole
+from recipe.weights.snapshots import SNAPSHOT_NAME
 
 KINDS = {"snapshots": "snapshots/", "posthoc": "posthoc/", "config": "config.yaml"}
+SNAPSHOT_FOLDERS = ("snapshots", "posthoc")
 PRIVATE = ("owner.json", "progress.txt")  # of a run that is going on
-_SNAPSHOT = re.compile(r"(?:snapshots|posthoc)/(?:snapshot|posthoc)-(?P<nimg>\d+)-(?P<sigma_rel>\d\.\d+)\.safetensors")
 
 
 class FetchError(UserError):
     """Something was asked for that the run does not hold; the message says what it does."""
+
+
+def snapshot_fields(name: str) -> re.Match[str] | None:
+    """What the name of a run's file says of a snapshot: `kind`, `nimg` and `sigma_rel`; None if it is none."""
+    folder, _, file = name.partition("/")
+    return SNAPSHOT_NAME.fullmatch(file) if folder in SNAPSHOT_FOLDERS else None
 
 
 def choose(place: Place, entries: Sequence[Entry], what: str, sigma_rels: list[float] | None, nimg: str) -> list[Entry]:
@@ -35,7 +42,7 @@ def choose(place: Place, entries: Sequence[Entry], what: str, sigma_rels: list[f
 
 
 def _chosen_snapshots(entries: Sequence[Entry], sigma_rels: list[float] | None, nimg: str) -> list[Entry]:
-    found = {entry: match for entry in entries if (match := _SNAPSHOT.fullmatch(entry.name))}
+    found = {entry: match for entry in entries if (match := snapshot_fields(entry.name))}
     times = {int(match["nimg"]) for match in found.values()}
     if nimg == "latest":
         times = {max(times, default=0)}

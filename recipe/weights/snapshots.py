@@ -29,7 +29,7 @@ from recipe.weights.tensor_file import TensorFile, TensorFileError
 
 FORMAT = 1
 METADATA_KEY = "edm2-recipe snapshot"
-_NAME = re.compile(r"(?P<kind>snapshot|posthoc)-(?P<nimg>\d+)-(?P<sigma_rel>\d\.\d+)\.safetensors")
+SNAPSHOT_NAME = re.compile(r"(?P<kind>snapshot|posthoc)-(?P<nimg>\d+)-(?P<sigma_rel>\d\.\d+)\.safetensors")
 
 
 class SnapshotError(UserError):
@@ -82,7 +82,7 @@ def list_snapshots(folder: Path | str, kind: str = "snapshot") -> list[SnapshotF
     found = [
         SnapshotFile(int(match["nimg"]), float(match["sigma_rel"]), path)
         for name, path in paths.items()
-        if (match := _NAME.fullmatch(name)) and match["kind"] == kind
+        if (match := SNAPSHOT_NAME.fullmatch(name)) and match["kind"] == kind
     ]
     return sorted(found, key=lambda snapshot: (snapshot.nimg, snapshot.sigma_rel))
 

@@ -33,9 +33,9 @@ class TensorFile:
     def __init__(self, place: Place, name: str):
         self.place = place
         self.name = name
-        facts = place.facts(name)
-        size = 0 if facts is None else facts.size
-        self._version = None if facts is None else facts.version  # all reads must see one version of the file
+        info = place.info(name)
+        size = 0 if info is None else info.size
+        self._version = None if info is None else info.version  # all reads must see one version of the file
         if size < 8:
             raise TensorFileError(f"has {size} bytes")
         (length,) = struct.unpack("<Q", place.read(name, 0, 8, self._version))

@@ -28,9 +28,15 @@ from recipe.weights.snapshots import (
 )
 
 NETWORK: dict[str, Any] = dict(
-    img_resolution=8, img_channels=1, label_dim=10, model_channels=16, channel_mult=[1, 2], num_blocks=1,
-    attn_resolutions=[4], channels_per_head=16,
-)  # fmt: skip
+    img_resolution=8,
+    img_channels=1,
+    label_dim=10,
+    model_channels=16,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[4],
+    channels_per_head=16,
+)
 TIMES = [1000 * step for step in range(1, 9)]
 
 
@@ -213,8 +219,10 @@ def test_peak_memory_of_a_reconstruction(object_store: ObjectStore, tmp_path: Pa
     buffers = {name for name, _ in net.named_buffers()}
     for step in range(32):
         for sigma_rel in (0.05, 0.1):
-            tensors = {name: torch.full(tensor.shape, step / 32, dtype=torch.float32 if name in buffers else torch.half)
-                       for name, tensor in net.state_dict().items()}  # fmt: skip
+            tensors = {
+                name: torch.full(tensor.shape, step / 32, dtype=torch.float32 if name in buffers else torch.half)
+                for name, tensor in net.state_dict().items()
+            }
             name = snapshot_name(1000 * (step + 1), sigma_rel)
             save_snapshot(tmp_path / name, tensors, SnapshotInfo(network, 1000 * (step + 1), sigma_rel))
             place.upload(f"snapshots/{name}", tmp_path / name)

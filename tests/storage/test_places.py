@@ -55,8 +55,11 @@ def test_a_file_is_written_listed_and_read(place: Place):
     place.write("config.yaml", b"seed: 0\n")
     entries = place.list()
     assert [(entry.name, entry.size) for entry in entries] == [
-        ("config.yaml", 8), ("snapshots-of-another", 1), ("snapshots/a", 0), ("snapshots/b", 10),
-    ]  # fmt: skip
+        ("config.yaml", 8),
+        ("snapshots-of-another", 1),
+        ("snapshots/a", 0),
+        ("snapshots/b", 10),
+    ]
     assert all(start - 5 < entry.modified < time.time() + 5 for entry in entries)
     assert [entry.name for entry in place.list("snapshots/")] == ["snapshots/a", "snapshots/b"]
     assert [entry.name for entry in place.list("snapshots/b")] == ["snapshots/b"]
@@ -87,7 +90,7 @@ def test_missing_files(place: Place):
         with pytest.raises(MissingError, match="check the") as caught:
             read()
         assert place.address in str(caught.value)
-    assert place.facts("file") is None
+    assert place.info("file") is None
     assert place.sha256("file") is None
     assert place.read_versioned("file") is None
     place.delete(["file", "folder/file"])
@@ -95,12 +98,12 @@ def test_missing_files(place: Place):
 
 def test_a_version_that_is_gone(place: Place):
     place.write("file", b"one")
-    facts = place.facts("file")
-    assert facts is not None
-    assert place.read("file", 1, 2, facts.version) == b"ne"
+    info = place.info("file")
+    assert info is not None
+    assert place.read("file", 1, 2, info.version) == b"ne"
     place.write("file", b"other")
     with pytest.raises(ChangedError, match="has changed"):
-        place.read("file", 1, 2, facts.version)
+        place.read("file", 1, 2, info.version)
 
 
 def test_names_stay_inside(place: Place):
@@ -369,9 +372,14 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], 
     ],
 )
 def test_what_is_tried_again(
-    status: int, code: str, kind: type[StorageError], asked: int, said: str,
-    answering: Callable[[int, str], http.server.HTTPServer], quick: None,
-):  # fmt: skip
+    status: int,
+    code: str,
+    kind: type[StorageError],
+    asked: int,
+    said: str,
+    answering: Callable[[int, str], http.server.HTTPServer],
+    quick: None,
+):
     server = answering(status, code)
     with pytest.raises(kind) as caught:
         open_place("s3://bucket/run").check_access()

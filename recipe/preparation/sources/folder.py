@@ -82,7 +82,7 @@ def _walk(folder: Path, prefix: str, parents: tuple[str, ...]) -> Iterator[tuple
             try:
                 yield name, entry.stat().st_size
             except OSError:
-                yield name, 0  # a link to nowhere, which reading it will tell
+                yield name, 0  # a link to nowhere: reading it will fail with the reason
         elif not _is_hidden(name):
             real = os.path.realpath(entry.path)
             if real in parents:

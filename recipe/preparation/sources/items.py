@@ -46,7 +46,7 @@ class Source(abc.ABC):
     Attributes:
         items: the pictures, in the order in which they are stored.
         class_names: the name of each class id, or None if the classes have none.
-        remarks: what the user should be told about how the source was understood.
+        remarks: how the source was understood, for the user to read.
     """
 
     items: Sequence[Item]
@@ -76,7 +76,7 @@ def spread(length: int, most: int) -> list[int]:
 
 
 def items_hash(items: Iterable[Item], start: str = "") -> str:
-    """SHA-256 of `start` and of names, sizes and labels in order; contents of the same size are not told apart."""
+    """SHA-256 of `start` and of names, sizes and labels in order; contents of the same size give the same hash."""
     digest = hashlib.sha256(start.encode())
     for item in items:
         digest.update(f"{item.name}\0{item.size}\0{item.label}\n".encode("utf-8", "surrogateescape"))

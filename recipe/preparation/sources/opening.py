@@ -59,7 +59,7 @@ def open_source(
 
 
 def described(source: str) -> str:
-    """What statistics tell of where the data came from: no path of this machine."""
+    """What statistics say of where the data came from: no path of this machine."""
     if source == DIGITS or is_remote(source) or source.startswith(HUB):
         return source
     return os.path.basename(os.path.abspath(source))

@@ -5,10 +5,13 @@ import gzip
 import io
 import json
 import lzma
+import multiprocessing
 import os
 import pickle
 import sys
 import tarfile
+import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -257,6 +260,41 @@ def test_what_is_damaged_in_an_archive_is_told(tmp_path: Path):
     source = TarSource(tar, None)
     with pytest.raises(ItemError, match="is not a regular file of the tar"):
         source.read([item.name for item in source.items].index("ape/link.png"))
+
+
+def test_a_file_of_a_zip_that_says_it_is_small_is_not_unpacked_whole(tmp_path: Path):
+    path = write_zip(tmp_path / "bomb.zip", {"zeros.png": bytes(100 << 20)}, zipfile.ZIP_DEFLATED)
+    path.write_bytes(path.read_bytes().replace((100 << 20).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+    tracemalloc.start()
+    with pytest.raises(ItemError, match="is damaged in the ZIP"):
+        opened(path).read(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_forked_processes_do_not_move_each_others_position(tmp_path: Path, kind: str):
+    files = {f"{index}.png": bytes([index]) * 100_000 for index in range(50)}
+    source = opened({"zip": write_zip, "tar": write_tar}[kind](tmp_path / "data", files))
+    contents = [files[item.name] for item in source.items] * 4
+    assert source.read(0) == contents[0]  # the file is open when the processes are forked
+
+    def read_all_of_it() -> bool:
+        return [source.read(index % 50) for index in range(200)] == contents
+
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from Python 3.12 on: that threads are running
+        processes = [context.Process(target=lambda: said.put(read_all_of_it())) for _ in range(3)]
+        for process in processes:
+            process.start()
+    assert read_all_of_it()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [said.get() for _ in processes] == [True, True, True]
 
 
 def test_a_file_that_says_it_is_huge_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
