@@ -59,6 +59,7 @@ def _in_shards(folder: Path, shards: Sequence[Shard]) -> NDArray[np.int64]:
     for shard in shards:
         reader = reader_from_json(str(folder), "", shard)
         try:
+            reader.validate(allow_unsafe_types=False)  # all columns of a sample are decoded, also one of pickles
             found += [int(reader[index]["label"]) for index in range(shard["samples"])]
         except (KeyError, OSError, ValueError) as error:
             raise DataError(

@@ -228,3 +228,18 @@ def test_a_balanced_run_resumed_is_the_same(unequal: Path, tmp_path: Path):
     (shards / "stats.json").write_text(json.dumps(note | {"sigma_data": 0.6}))
     refused = run(command_line("train.py", *train_arguments(shards, tmp_path / "whole", *settings, "duration=13ba")))
     assert refused.returncode == 2 and "model.sigma_data was 0.45 and is now 0.6" in refused.stderr, refused.stderr
+
+
+def test_labels_beside_a_column_of_pickles_are_refused(tmp_path: Path):
+    """A sample is decoded whole, and a pickle can run any code."""
+    sprung = tmp_path / "sprung"
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (sprung,)
+
+    with MDSWriter(out=str(tmp_path / "trap"), columns={"image": "ndarray", "label": "int", "extra": "pkl"}) as writer:
+        writer.write({"image": np.zeros((1, 8, 8), np.uint8), "label": 0, "extra": Trap()})
+    with pytest.raises(DataError, match="Column extra contains an unsafe type: pkl"):
+        read_labels(open_source(Source("data", str(tmp_path / "trap"), None)))
+    assert not sprung.exists()
