@@ -7,6 +7,7 @@ posthoc-NIMG-SIGMA_REL.safetensors files, which recipe/sample.py reads.
 """
 
 import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def run(
     for index, sigma_rel in enumerate(sigma_rels):
         name = snapshot_name(target, sigma_rel, "posthoc")
         extra = {"profile_error": float(errors[index]), "snapshots": len(snapshots)}
-        store(out, name, weights[index], SnapshotInfo(last.network, target, sigma_rel, last.dataset, extra))
+        info = dataclasses.replace(last, nimg=target, sigma_rel=sigma_rel, extra=extra)
+        store(out, name, weights[index], info)
         weights[index] = {}
         paths.append(f"{out}/{name}")
         print(

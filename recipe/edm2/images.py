@@ -5,8 +5,8 @@ from torch import Tensor
 
 
 def to_network(images: Tensor) -> Tensor:
-    """Images as the network sees them: uint8 pixels are scaled to [-1, 1]; floats are taken as they are."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+    """Images as the network sees them, float32: uint8 pixels are scaled to [-1, 1]; floats are in its range already."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 
 def to_pixels(images: Tensor) -> Tensor:

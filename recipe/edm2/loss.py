@@ -1,7 +1,43 @@
 """The training loss: denoising score matching weighted by a learned uncertainty (eq. 14-15, 21)."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+
+class Denoiser(Protocol):
+    """A network D(x; sigma, labels) that also gives its log variance u(sigma) [N], such as `Precond`."""
+
+    sigma_data: float
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        return_logvar: bool = False,
+        augment: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def example_losses(
+    net: Denoiser, images: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor, augment: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Loss (eq. 21) and `denoising_error` of each example, both float32 [N]; training minimises the mean of the first.
+
+    Args:
+        net: the denoiser.
+        images: float32 [N, C, H, W] in the network's range.
+        sigma: noise levels [N], > 0.
+        noise: of unit variance, [N, C, H, W].
+        labels: int64 class ids [N]; -1 = unconditional.
+        augment: conditions of the augmentation [N, 9]; None = untouched images.
+    """
+    noisy = images + sigma[:, None, None, None] * noise
+    denoised, logvar = net(noisy, sigma, labels, return_logvar=True, augment=augment)
+    error = denoising_error(denoised, images, sigma, net.sigma_data)
+    return uncertainty_loss(error, logvar, images[0].numel()), error
 
 
 def sample_sigma(rnd_normal: Tensor, P_mean: float = -0.4, P_std: float = 1.0) -> Tensor:

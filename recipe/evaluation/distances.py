@@ -2,23 +2,68 @@
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+
+
+class FeatureStatistics(Metric):
+    """Mean and covariance of features that arrive in batches, on any number of ranks.
+
+    Running sums in float64, which torchmetrics adds over the ranks when `compute` is called; a rank may have had
+    only empty batches. The sums are not shifted by a first batch's mean, as that mean is another one on each rank.
+    Float64 does not need it: if the mean is r standard deviations from 0, the difference of sums has a relative error
+    of about 1e-16 r^2, and features in float32 have one of about 1e-7 r already, which is more up to r = 1e9.
+
+    Args:
+        num_features: width D of the features.
+        kwargs: of `torchmetrics.Metric`; `sync_on_compute=False` keeps to this rank's features.
+    """
+
+    full_state_update = False  # `forward` need not compute from all features to give a batch's statistics
+    count: Tensor
+    total: Tensor
+    products: Tensor
+
+    def __init__(self, num_features: int, **kwargs: bool):
+        super().__init__(**kwargs)
+        self.num_features = num_features
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(num_features, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("products", torch.zeros(num_features, num_features, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor) -> None:
+        """Add features [N, D], N >= 0. Raises ValueError if they have another shape."""
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            raise ValueError(f"features of shape {list(features.shape)} are not [N, {self.num_features}]")
+        features = features.double()
+        self.count += len(features)
+        self.total += features.sum(dim=0)
+        self.products += features.T @ features
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Mean [D] and unbiased covariance [D, D] in float64. Raises ValueError with fewer than 2 features."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 features, and there are {int(self.count)}")
+        mean = self.total / self.count
+        return mean, (self.products - torch.outer(self.total, mean)) / (self.count - 1)
 
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [D] and unbiased covariance [D, D] of features [N, D], in float64; N >= 2."""
     if features.ndim != 2 or features.shape[0] < 2:
         raise ValueError(f"features of shape {list(features.shape)} are not [N, D] with N >= 2")
-    features = features.double()
-    return features.mean(dim=0), torch.cov(features.T).reshape(features.shape[1], features.shape[1])
+    statistics = FeatureStatistics(features.shape[1], sync_on_compute=False).to(features.device)
+    statistics.update(features)
+    return statistics.compute()
 
 
 def frechet_from_statistics(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
     """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)) in float64."""
+    cov_a, cov_b = (torch.atleast_2d(cov.double()) for cov in (cov_a, cov_b))  # torchmetrics squeezes [1, 1] to []
     # The eigenvalues of cov_a cov_b are those of the symmetric root_a cov_b root_a, which stays real when the
     # covariances are singular (fewer samples than features); the general matrix square root does not.
-    values, vectors = torch.linalg.eigh(cov_a.double())
+    values, vectors = torch.linalg.eigh(cov_a)
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root_a @ cov_b.double() @ root_a).clamp(min=0).sqrt().sum()
+    cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
     distance = (mean_a.double() - mean_b.double()).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return float(distance)
 

@@ -1,4 +1,4 @@
-"""Memory that a rank of a training run needs, and what it sends, told from a network on the meta device.
+"""Memory that a rank of a training run needs, and what it sends, derived from a network on the meta device.
 
 The state (weights, gradients, Adam's moments, averages) is exact for the rank that holds most. Activations are counted
 by running one training step on the meta device, where nothing is computed or allocated: what PyTorch keeps and
@@ -24,9 +24,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from recipe.configuration.schema import FSDP
-from recipe.edm2.loss import denoising_error, uncertainty_loss
+from recipe.edm2.loss import example_losses
 from recipe.edm2.networks.precond import Precond
-from recipe.edm2.networks.unet import Block
+from recipe.edm2.precision import DTYPES
 
 FLOAT32 = 4  # bytes of what is stored, updated and reduced
 CUDA_LIBRARIES = 2 * 2**30  # bytes: context 0.5-1 GB, the rest for NCCL and for workspaces
@@ -59,7 +59,7 @@ class Layout:
     @property
     def gather_size(self) -> int:
         """Bytes per element of gathered weights."""
-        return FLOAT32 if self.fsdp is None else getattr(torch, self.fsdp.gather_dtype).itemsize
+        return FLOAT32 if self.fsdp is None else DTYPES[self.fsdp.gather_dtype].itemsize
 
     def held(self, parameter: Tensor) -> int:
         """Elements of a parameter on each rank: FSDP2 shards dimension 0 and pads all ranks to the fullest one."""
@@ -72,7 +72,7 @@ class Layout:
 
 def units(net: Precond) -> tuple[list[list[nn.Parameter]], list[nn.Parameter]]:
     """The parameters that FSDP2 gathers together: of each block, in order of execution, and of all the rest."""
-    blocks = [list(module.parameters()) for module in net.modules() if isinstance(module, Block)]
+    blocks = [list(block.parameters()) for block in net.blocks()]
     inside = {id(parameter) for block in blocks for parameter in block}
     return blocks, [parameter for parameter in net.parameters() if id(parameter) not in inside]
 
@@ -147,12 +147,10 @@ def record_step(net: Precond, images: int) -> list[int]:
         parameter.grad = gradient
     with torch.device(device), LiveBytes([*net.parameters(), *net.buffers(), *gradients]) as live:
         clean, noise, sigma = torch.zeros(shape), torch.zeros(shape), torch.ones(images)
-        x = clean + sigma[:, None, None, None] * noise
         conditions = torch.zeros(images, net.unet.augment_dim) if net.unet.augment_dim > 0 else None
         labels = torch.zeros(images, dtype=torch.int64)
-        denoised, logvar = net(x, sigma, labels, return_logvar=True, augment=conditions)
-        error = denoising_error(denoised, clean, sigma, net.sigma_data)
-        uncertainty_loss(error, logvar, clean[0].numel()).mean().backward()
+        losses, _ = example_losses(net, clean, sigma, noise, labels, conditions)
+        losses.mean().backward()
     for parameter in net.parameters():
         parameter.grad = None
     return live.timeline

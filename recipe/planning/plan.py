@@ -1,4 +1,4 @@
-"""What a run will need, on this machine or any other, told without starting or allocating it."""
+"""What a run will need, on this machine or any other, found without starting it or allocating anything."""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from recipe.data.checks import resolve
 from recipe.data.facts import DataFacts
 from recipe.edm2.networks.flops import macs_per_image
 from recipe.edm2.networks.precond import Precond
+from recipe.edm2.precision import DTYPES, activations_dtype
 from recipe.planning.memory import (
     FLOAT32,
     Activations,
@@ -54,17 +55,15 @@ def print_plan(config: Config) -> None:
 
 
 def dtype_of(config: Config) -> str:
-    """Name of the dtype of the activations; auto is float16 here, as the plan is about GPUs, unless device=cpu."""
-    if config.model.dtype != "auto":
-        return config.model.dtype
-    return "float32" if config.device == "cpu" else "float16"
+    """Name of the activations' dtype; the plan is about GPUs, unless device=cpu."""
+    return activations_dtype(config.model.dtype, on_gpu=config.device != "cpu")
 
 
 def build(config: Config) -> Precond:
     """The network on the meta device, set up as in training."""
     with torch.device("meta"):
         arguments = resolve(config, DataFacts(sigma_data=0.5)).network_arguments()  # no size depends on sigma_data
-        net = Precond(**arguments, dtype=getattr(torch, dtype_of(config)))
+        net = Precond(**arguments, dtype=DTYPES[dtype_of(config)])
     net.unet.activation_checkpointing = config.fsdp is not None and config.fsdp.activation_checkpointing
     return net
 
@@ -156,7 +155,7 @@ def traffic(net: Precond, layout: Layout, microbatches: int, per_node: int | Non
 def files(config: Config, net: Precond, total: int, between_snapshots: int, between_checkpoints: int) -> Lines:
     """What the run writes: snapshots and checkpoints, each and in all, and what stays of them."""
     averages = len(config.ema.sigma_rels)
-    size = snapshot_bytes(net, getattr(torch, config.ema.snapshot_dtype))
+    size = snapshot_bytes(net, DTYPES[config.ema.snapshot_dtype])
     yield "snapshots", amounts(size, -(-total // between_snapshots), config.ema.snapshot_keep, averages)
     size = checkpoint_bytes(net, averages)
     yield "checkpoints", amounts(size, -(-total // between_checkpoints), config.checkpoints.keep)

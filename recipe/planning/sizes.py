@@ -1,4 +1,4 @@
-"""Sizes of a run's network and files."""
+"""Sizes of a network and of the files that a run keeps of it; the network may be on the meta device."""
 
 import torch
 
@@ -7,6 +7,7 @@ from recipe.planning.memory import FLOAT32
 
 
 def count(net: Precond) -> int:
+    """Learned numbers of a network; buffers are not among them."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 

@@ -1,24 +1,25 @@
 """The parts of the method that happen around a step: each class decides when, and calls `recipe.edm2` for what.
 
-Order within a step: weights are projected and the learning rate is set (BATCH_START); each microbatch gets its images
-and its noise (BEFORE_FORWARD); non-finite gradients are scrubbed after the last backward (AFTER_TRAIN_BATCH); the
-optimizer steps; the averages move (BATCH_END, when the clock has advanced).
+Order within a step: weights are projected, the learning rate is set and dropout is seeded (BATCH_START); each
+microbatch gets its images and noise (BEFORE_FORWARD); non-finite gradients are scrubbed after the last backward
+(AFTER_TRAIN_BATCH); the optimizer steps; the averages move (BATCH_END, when the clock has advanced).
 """
 
 import logging
-from typing import Any
 
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from recipe.configuration.schema import Config
+from recipe.edm2.augment import Augmentation
 from recipe.edm2.ema import power_function_beta, update_ema_
 from recipe.edm2.latents import Whitening
 from recipe.edm2.lr import learning_rate
 from recipe.edm2.networks.precond import project_weights_
 from recipe.edm2.sharded_tensors import local
-from recipe.training.inputs import ExampleNoise, example_images
+from recipe.training.inputs import ExampleInputs
 from recipe.training.model import unwrap
 
 log = logging.getLogger(__name__)
@@ -111,15 +112,14 @@ class PowerEMA(Algorithm):
             update_ema_(list(ema.parameters()), weights, power_function_beta(sigma_rel, nimg, nimg_delta))
 
 
-def training_algorithms(
-    config: Any, rampup_nimg: int, rank: int, whitening: Whitening | None = None
-) -> list[Algorithm]:
+def training_algorithms(config: Config, rank: int, whitening: Whitening | None = None) -> list[Algorithm]:
     """The method's algorithms for a run, in the order in which they act; `whitening` = None for pixels."""
+    batch, optimizer = config.global_batch_size, config.optimizer
+    augmentation = None if config.augment is None else Augmentation(**config.augment.model_dump())
     return [
         ForcedWeightNorm(),
-        InverseSqrtLR(config.global_batch_size, config.optimizer.ref_lr, config.optimizer.ref_batches, rampup_nimg),
-        example_images(config, whitening),
-        ExampleNoise(config.seed, config.loss.P_mean, config.loss.P_std, config.loss.label_dropout, rank),
+        InverseSqrtLR(batch, optimizer.ref_lr, optimizer.ref_batches, optimizer.rampup.images(batch)),
+        ExampleInputs(config.seed, config.loss, whitening, config.data.x_flip, augmentation, rank),
         ScrubGradients(),
         PowerEMA(),
     ]

@@ -1,35 +1,84 @@
-"""Turns what the loader brought into the images that a step trains on."""
+"""What a step trains on: the images that the loader brought, and all that is random about them.
 
-from typing import Any
+Everything here is keyed by (seed, batch number, sample id). Only the training loop knows the batch number, so all of it
+happens here, on the device, and not in the loader's workers, which decode.
+"""
+
+from typing import TypedDict
 
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
+from torch import Tensor
 
+from recipe.configuration.schema import Loss
 from recipe.edm2 import latents, rng
 from recipe.edm2.augment import Augmentation, augment, mirror
 from recipe.edm2.images import to_network
 from recipe.edm2.loss import sample_sigma
 
 
-class ExampleNoise(Algorithm):
-    """Draws what is random about each example, keyed by (seed, batch number, sample id).
+class _Examples(TypedDict):
+    label: Tensor  # int64 [N]; -1 = unconditional
+    id: Tensor  # int64 [N], another one for each time that a sample is shown in an epoch
 
-    Rank, world size and microbatch do not enter, so they cannot change the result. Only dropout draws from torch's
-    generator; it is seeded anew each step by (seed, batch number, rank), so that a resumed run repeats it.
+
+class LoadedPixels(_Examples):
+    """What the loader brings of pixels."""
+
+    image: Tensor  # uint8 [N, C, H, W], or float in the network's range
+
+
+class LoadedLatents(_Examples):
+    """What the loader brings of latents."""
+
+    mean: Tensor  # of each latent pixel's distribution, [N, C, H, W], any float dtype
+    std: Tensor
+
+
+class _Noisy(_Examples):
+    image: Tensor  # float32 [N, C, H, W] in the network's range
+    sigma: Tensor  # float32 [N], the noise level
+    noise: Tensor  # float32 [N, C, H, W], of unit variance
+
+
+class Batch(_Noisy, total=False):
+    """What the model takes: `LoadedPixels` or `LoadedLatents` after `ExampleInputs`."""
+
+    augment: Tensor  # float32 [N, 9], conditions of the augmentation; left out without augmentation
+
+
+class ExampleInputs(Algorithm):
+    """Makes each microbatch ready for the model, and seeds dropout.
+
+    Before forward: latents are drawn and whitened, pixels mirrored, scaled and augmented; noise is drawn, labels are
+    dropped. Rank, world size and microbatch do not enter, so they cannot change the result. Only dropout draws from
+    torch's generator, which is seeded by (seed, batch number, rank) before each step, so that a resumed run repeats it.
 
     Args:
         seed: of the run.
-        P_mean, P_std: see `sample_sigma`.
-        label_dropout: share of the examples whose label becomes -1.
+        loss: the configuration's section: noise levels and the share of dropped labels.
+        whitening: of latents; None = the data are pixels.
+        x_flip: mirror half of the images, unknown to the network.
+        augmentation: transforms that are the network's conditions; None = none.
         rank: of this process.
     """
 
-    def __init__(self, seed: int, P_mean: float, P_std: float, label_dropout: float = 0.0, rank: int = 0):
+    def __init__(
+        self,
+        seed: int,
+        loss: Loss,
+        whitening: latents.Whitening | None = None,
+        x_flip: bool = False,
+        augmentation: Augmentation | None = None,
+        rank: int = 0,
+    ):
+        assert whitening is None or not (x_flip or augmentation)
         self.seed = seed
-        self.P_mean = P_mean
-        self.P_std = P_std
-        self.label_dropout = label_dropout
+        self.loss = loss
+        self.whitening = whitening
+        self.x_flip = x_flip
+        self.augmentation = augmentation
         self.rank = rank
 
     def match(self, event: Event, state: State) -> bool:
@@ -38,73 +87,52 @@ class ExampleNoise(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         batch_number = state.timestamp.batch.value
         if event == Event.BATCH_START:
-            key = rng.random_bits(self.seed, rng.DROPOUT, batch_number, torch.tensor([self.rank]), 2)[0]
-            torch.manual_seed(int(key[0]) << 31 | int(key[1]) >> 1)
+            torch.manual_seed(dropout_seed(self.seed, batch_number, self.rank))
         else:
-            state.batch = state.batch | self.draw(state.batch, batch_number)
+            state.batch = self.draw(state.batch, batch_number)
 
-    def draw(self, batch: dict[str, torch.Tensor], batch_number: int) -> dict[str, torch.Tensor]:
-        """`sigma` [N], unit `noise` [N, C, H, W] and `label` [N] for the examples in `batch`."""
-        ids = batch["id"]
-        rnd_normal = rng.normal(self.seed, rng.SIGMA, batch_number, ids)
-        drawn = {
-            "sigma": sample_sigma(rnd_normal, self.P_mean, self.P_std),
-            "noise": rng.normal(self.seed, rng.NOISE, batch_number, ids, batch["image"].shape[1:]),
-        }
-        if self.label_dropout > 0:
-            dropped = rng.uniform(self.seed, rng.LABEL_DROP, batch_number, ids) <= self.label_dropout
-            drawn["label"] = batch["label"].masked_fill(dropped, -1)
-        return drawn
+    def draw(self, loaded: LoadedPixels | LoadedLatents, batch_number: int) -> Batch:
+        """What the model takes, for the examples that the loader brought."""
+        ids = loaded["id"]
+        image, conditions = self.draw_images(loaded, batch_number)
+        sigma, noise = self.draw_noise(ids, image.shape[1:], batch_number)
+        label = self.draw_labels(loaded["label"], ids, batch_number)
+        batch: Batch = {"image": image, "sigma": sigma, "noise": noise, "label": label, "id": ids}
+        if conditions is not None:
+            batch["augment"] = conditions
+        return batch
 
-
-class ExampleImages(Algorithm):
-    """Draws latents afresh and whitens them, or mirrors and augments pixels, before the noise is added.
-
-    Everything is keyed by (seed, batch number, sample id). Only the training loop knows the batch number, so this runs
-    here, on the device, as in EDM's code, and not in the loader's workers, which decode.
-
-    Args:
-        seed: of the run.
-        whitening: of latents; None = the data are pixels.
-        x_flip: mirror half of the images; the network is not told.
-        augmentation: transforms that the network is told about; None = none.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        whitening: latents.Whitening | None = None,
-        x_flip: bool = False,
-        augmentation: Augmentation | None = None,
-    ):
-        assert whitening is None or not (x_flip or augmentation)
-        self.seed = seed
-        self.whitening = whitening
-        self.x_flip = x_flip
-        self.augmentation = augmentation
-
-    def match(self, event: Event, state: State) -> bool:
-        return event == Event.BEFORE_FORWARD
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        state.batch = state.batch | self.draw(state.batch, state.timestamp.batch.value)
-
-    def draw(self, batch: dict[str, torch.Tensor], batch_number: int) -> dict[str, torch.Tensor]:
-        """`image` [N, C, H, W] for the examples in `batch`, and `augment` [N, 9], what the network is told of it."""
-        ids = batch["id"]
+    def draw_images(self, loaded: LoadedPixels | LoadedLatents, batch_number: int) -> tuple[Tensor, Tensor | None]:
+        """Images, float32 [N, C, H, W] in the network's range, and the conditions [N, 9] of their augmentation."""
+        ids = loaded["id"]
         if self.whitening is not None:
-            drawn = latents.draw(batch["mean"], batch["std"], self.seed, batch_number, ids)
-            return {"image": latents.whiten(drawn, self.whitening)}
-        images = batch["image"]
+            assert "mean" in loaded
+            drawn = latents.draw(loaded["mean"], loaded["std"], self.seed, batch_number, ids)
+            return latents.whiten(drawn, self.whitening), None
+        assert "image" in loaded
+        images = loaded["image"]
         if self.x_flip:
             images = mirror(images, rng.uniform(self.seed, rng.X_FLIP, batch_number, ids) <= 0.5)
+        images = to_network(images)
         if self.augmentation is None:
-            return {"image": images}
-        images, conditions = augment(to_network(images), ids, self.augmentation, self.seed, batch_number)
-        return {"image": images, "augment": conditions}
+            return images, None
+        return augment(images, ids, self.augmentation, self.seed, batch_number)
+
+    def draw_noise(self, ids: Tensor, shape: torch.Size, batch_number: int) -> tuple[Tensor, Tensor]:
+        """Noise levels [N] and unit noise [N, *shape]."""
+        rnd_normal = rng.normal(self.seed, rng.SIGMA, batch_number, ids)
+        sigma = sample_sigma(rnd_normal, self.loss.P_mean, self.loss.P_std)
+        return sigma, rng.normal(self.seed, rng.NOISE, batch_number, ids, shape)
+
+    def draw_labels(self, labels: Tensor, ids: Tensor, batch_number: int) -> Tensor:
+        """Labels [N], of which a share of `loss.label_dropout` became -1."""
+        if self.loss.label_dropout == 0:
+            return labels
+        dropped = rng.uniform(self.seed, rng.LABEL_DROP, batch_number, ids) <= self.loss.label_dropout
+        return labels.masked_fill(dropped, -1)
 
 
-def example_images(config: Any, whitening: latents.Whitening | None) -> ExampleImages:
-    """As the configuration and the data ask for."""
-    augmentation = None if config.augment is None else Augmentation(**config.augment.model_dump())
-    return ExampleImages(config.seed, whitening, config.data.x_flip, augmentation)
+def dropout_seed(seed: int, batch_number: int, rank: int) -> int:
+    """Of torch's generator for one step on one rank."""
+    key = rng.random_bits(seed, rng.DROPOUT, batch_number, torch.tensor([rank]), 2)[0]
+    return int(key[0]) << 31 | int(key[1]) >> 1

@@ -7,23 +7,19 @@ from composer.models import ComposerModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from recipe.edm2.images import to_network
-from recipe.edm2.loss import denoising_error, uncertainty_loss
+from recipe.edm2.loss import example_losses
 from recipe.edm2.networks.flops import macs_per_image
 from recipe.edm2.networks.initialize import initialize_
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.sharded_tensors import local
+from recipe.training.inputs import Batch
 
 
 class DiffusionModel(ComposerModel):
     """Trains `net`; `emas` holds one frozen copy per tracked average.
 
     The averages are modules beside the network, so that whatever shards, moves, saves and restores the network does the
-    same to them. Nothing ever swaps them into its place.
-
-    A batch is a dict of tensors: `image` uint8 or float [N, C, H, W], or `mean` and `std` of latents; `label` int64 [N]
-    (-1 = unconditional), `id` int64 [N]. `ExampleImages` makes `image` of them and, with augmentation, `augment`
-    float32 [N, 9]; `ExampleNoise` adds `sigma` float32 [N] and unit-variance `noise` [N, C, H, W].
+    same to them. Nothing ever swaps them into its place. What the loader brings is made a `Batch` by `ExampleInputs`.
 
     Args:
         net: the denoiser.
@@ -44,21 +40,19 @@ class DiffusionModel(ComposerModel):
         self.emas.eval()
         return self
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        images = to_network(batch["image"])
-        sigma = batch["sigma"]
-        x = images + sigma[:, None, None, None] * batch["noise"]
-        denoised, logvar = self.net(x, sigma, batch["label"], return_logvar=True, augment=batch.get("augment"))
-        return {"images": images, "denoised": denoised, "logvar": logvar}
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The `loss` and the `denoising` error of each example, both [N]."""
+        loss, error = example_losses(
+            self.net, batch["image"], batch["sigma"], batch["noise"], batch["label"], batch.get("augment")
+        )
+        return {"loss": loss, "denoising": error}
 
-    def loss(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], *args, **kwargs) -> dict[str, Tensor]:  # pyright: ignore
+    def loss(self, outputs: dict[str, Tensor], batch: Batch, *args, **kwargs) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Loss of eq. 21, summed over C, H, W and averaged over the batch; `denoising` is its error per element."""
-        num_elements = outputs["images"][0].numel()
-        error = denoising_error(outputs["denoised"], outputs["images"], batch["sigma"], self.net.sigma_data)
-        total = uncertainty_loss(error, outputs["logvar"], num_elements).mean()
-        return {"total": total, "denoising": error.detach().mean() / num_elements}
+        num_elements = batch["image"][0].numel()
+        return {"total": outputs["loss"].mean(), "denoising": outputs["denoising"].detach().mean() / num_elements}
 
-    def flops_per_batch(self, batch: dict[str, Tensor]) -> float:
+    def flops_per_batch(self, batch: Batch) -> float:
         """Floating-point operations of a training step on this rank's batch, for SpeedMonitor's MFU."""
         # Two operations per multiply-add; backward costs two forwards.
         return 2 * 3 * self.macs_per_image * len(batch["id"])

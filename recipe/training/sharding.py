@@ -1,7 +1,7 @@
-"""Shards the model over ranks with FSDP2, or says that DDP copies it.
+"""Shards the model over ranks with FSDP2.
 
-The network and each of its averages are FSDP roots of their own, with the U-Net's blocks as units, so that sampling
-from an average never disturbs the training of the network. Composer is told that the model is sharded already: its own
+The network and each of its averages are FSDP roots of their own, with the network's blocks as units, so that sampling
+from an average never disturbs the training of the network. Composer gets a model that is sharded already: its own
 wrapping has no setting for the precision of gathered weights, and overwrites a mesh with replicas.
 """
 
@@ -17,10 +17,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 
 from recipe.configuration.schema import FSDP
-from recipe.edm2.networks.unet import Block
+from recipe.edm2.precision import DTYPES
 from recipe.training.model import DiffusionModel
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class _ShardedAlready(FSDP2Config):
@@ -44,9 +42,9 @@ def degrees(fsdp: FSDP, world_size: int) -> tuple[int, int]:
 
 
 def shard_(model: DiffusionModel, fsdp: FSDP, device_type: str) -> ParallelismConfig:
-    """Shard `model`, perhaps still on the meta device, in place; returns what the Trainer wants to be told."""
+    """Shard `model`, perhaps still on the meta device, in place; returns the Trainer's `parallelism_config`."""
     if device_type == "cpu":
-        mend_fsdp_on_cpu()
+        repair_fsdp_on_cpu()
     replicas, shards = degrees(fsdp, dist.get_world_size())
     mesh = _mesh(device_type, replicas, shards)
     arguments: dict[str, Any] = dict(
@@ -59,9 +57,8 @@ def shard_(model: DiffusionModel, fsdp: FSDP, device_type: str) -> ParallelismCo
         ),
     )
     for net in [model.net, *(average for _, average in model.averages())]:
-        for module in net.modules():
-            if isinstance(module, Block):
-                fully_shard(module, **arguments)
+        for block in net.blocks():
+            fully_shard(block, **arguments)
         fully_shard(net, **arguments)
     for child in model.children():
         child._fsdp_wrap = False  # pyright: ignore[reportArgumentType]
@@ -79,11 +76,11 @@ def _mesh(device_type: str, replicas: int, shards: int) -> DeviceMesh:
     return init_device_mesh(device_type, (replicas, shards), mesh_dim_names=names)
 
 
-def mend_fsdp_on_cpu() -> None:
+def repair_fsdp_on_cpu() -> None:
     """Two repairs without which torch 2.7.0's FSDP2 is wrong on CPUs; torch has no setting for either.
 
     It leaves the division of gradients by the number of ranks to the backend's AVG. NCCL does it; gloo's reduce-scatter
-    returns the plain sum without a word, which Adam hides but for its epsilon, and its all-reduce refuses. And the
+    silently returns the plain sum, which Adam hides but for its epsilon, and its all-reduce refuses. And the
     all-reduce of replicas asserts that a CPU stream records events, which it never does.
     """
 

@@ -16,6 +16,7 @@ from composer.utils.parallelism import ParallelismConfig
 from recipe.configuration.schema import Config, Numerics, Optimizer
 from recipe.data.loader import training_loader
 from recipe.edm2.networks.precond import Precond
+from recipe.edm2.precision import DTYPES, activations_dtype
 from recipe.edm2.samplers.generate import SamplerSettings
 from recipe.storage.ownership import Ownership
 from recipe.training.algorithms import training_algorithms
@@ -25,7 +26,7 @@ from recipe.training.folder import RunFolder, local_folder
 from recipe.training.initial_weights import load_initial_weights
 from recipe.training.model import DiffusionModel
 from recipe.training.preflight import Start
-from recipe.training.sharding import DTYPES, shard_
+from recipe.training.sharding import shard_
 from recipe.training.stopping import GracefulStop
 
 
@@ -73,9 +74,7 @@ def build_trainer(start: Start, device: Device, ownership: Ownership | None) -> 
 
 def algorithms(start: Start) -> list[Algorithm]:
     """The method's algorithms, as the configuration and the data ask for."""
-    config = start.config
-    rampup = config.optimizer.rampup.images(config.global_batch_size)
-    return training_algorithms(config, rampup, dist.get_global_rank(), start.data.facts.latent_whitening)
+    return training_algorithms(start.config, dist.get_global_rank(), start.data.facts.latent_whitening)
 
 
 def console(start: Start) -> dict[str, Any]:
@@ -101,17 +100,13 @@ def set_numerics(numerics: Numerics, on_gpu: bool) -> None:
         torch.backends.cudnn.benchmark = True  # shapes never change
 
 
-def activations(config: Config, on_gpu: bool) -> str:
-    """Name of the dtype of the network's activations."""
-    name = config.model.dtype
-    return ("float16" if on_gpu else "float32") if name == "auto" else name
-
-
 def speed_monitor(config: Config, on_gpu: bool) -> SpeedMonitor:
     """Images per second and MFU, against the GPU's peak in the precision that the network really computes in."""
     # Composer would take its own precision, fp32, and report several times the true utilisation.
     names = {"float16": "amp_fp16", "bfloat16": "amp_bf16", "float32": "tf32" if config.numerics.tf32 else "fp32"}
-    precision: Any = SimpleNamespace(precision=SimpleNamespace(value=names[activations(config, on_gpu)]))
+    precision: Any = SimpleNamespace(
+        precision=SimpleNamespace(value=names[activations_dtype(config.model.dtype, on_gpu)])
+    )
     return SpeedMonitor(window_size=20, gpu_flops_available=get_gpu_flops_available(precision) if on_gpu else 0)
 
 
@@ -120,7 +115,7 @@ def build_model(config: Config, device: Device) -> tuple[DiffusionModel, Paralle
 
     Built on the meta device and sharded there: the whole network never exists on one device.
     """
-    dtype = DTYPES[activations(config, device.name == "gpu")]
+    dtype = DTYPES[activations_dtype(config.model.dtype, device.name == "gpu")]
     with torch.device("meta"):
         net = Precond(**config.network_arguments(), dtype=dtype)
         model = DiffusionModel(net, config.ema.sigma_rels)

@@ -78,9 +78,10 @@ def reconstruct(
     with _open_all(snapshots) as readers:
         last = readers[-1]
         for reader in readers:
-            if reader.info.network != last.info.network or set(reader.names()) != set(last.names()):
+            same = (reader.info.config, reader.info.network) == (last.info.config, last.info.network)
+            if not same or set(reader.names()) != set(last.names()):
                 raise SnapshotError(f"{reader.path}: holds another network than {last.path}; keep one run per folder")
-        buffers = buffer_names(last.info.network)
+        buffers = buffer_names(last.info.network, last.info.config)
         averaged = [name for name in last.names() if name not in buffers]
         for name in sorted(buffers):
             for output in outputs:

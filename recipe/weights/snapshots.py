@@ -23,6 +23,7 @@ from torch import Tensor
 
 from recipe.command_line import UserError
 from recipe.data.facts import DataFacts
+from recipe.edm2.networks.kinds import KINDS, build_network
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.addresses import is_remote, open_place, split_address
 from recipe.weights.tensor_file import TensorFile, TensorFileError
@@ -41,11 +42,12 @@ class SnapshotInfo:
     """What a snapshot says of itself.
 
     Attributes:
-        network: keyword arguments of `Precond`, without `dtype`.
+        network: keyword arguments of `build_network`, without `dtype`.
         nimg: images seen.
         sigma_rel: relative length of the average.
         dataset: the facts of the training data; of a file of another origin they may say nothing.
         extra: further entries in JSON, for example how a post-hoc average was made.
+        config: kind of the network; a file that does not name one holds a network of config G.
     """
 
     network: dict[str, Any]
@@ -53,6 +55,7 @@ class SnapshotInfo:
     sigma_rel: float
     dataset: DataFacts = field(default_factory=DataFacts)
     extra: dict[str, Any] = field(default_factory=dict)
+    config: str = "G"
 
 
 def snapshot_name(nimg: int, sigma_rel: float, kind: str = "snapshot") -> str:
@@ -87,10 +90,10 @@ def list_snapshots(folder: Path | str, kind: str = "snapshot") -> list[SnapshotF
     return sorted(found, key=lambda snapshot: (snapshot.nimg, snapshot.sigma_rel))
 
 
-def buffer_names(network: Mapping[str, Any]) -> set[str]:
-    """Names of the tensors that are not averaged but copied, in float32, of the network with these arguments."""
+def buffer_names(network: Mapping[str, Any], config: str = "G") -> set[str]:
+    """Names of the tensors that are not averaged but copied, in float32, of a network of that kind and arguments."""
     with torch.device("meta"):
-        return {name for name, _ in Precond(**network).named_buffers()}
+        return {name for name, _ in build_network(config, **network).named_buffers()}
 
 
 def save_snapshot(path: Path, tensors: Mapping[str, Tensor], info: SnapshotInfo) -> None:
@@ -174,10 +177,15 @@ class SnapshotReader:
         checksum, _, text = metadata[METADATA_KEY].partition(" ")
         if checksum != _sha256(text.encode()):
             raise SnapshotError(f"{self.path}: the checksum of its header does not match; fetch or make it again")
-        header = json.loads(text)
+        header = {"config": "G"} | json.loads(text)
         if header["format"] != FORMAT:
             raise SnapshotError(
                 f"{self.path}: has format {header['format']}; this version of the recipe reads {FORMAT}"
+            )
+        if header["config"] not in KINDS:
+            raise SnapshotError(
+                f"{self.path}: holds a network of config {header['config']}; this version of the recipe knows "
+                f"{', '.join(KINDS)}: use a newer one"
             )
         self._digests = header["digests"]
         header["dataset"] = DataFacts.from_json(header["dataset"], f"{self.path}, dataset")
@@ -233,7 +241,7 @@ def load_network(path: Path | str, dtype: torch.dtype = torch.float32) -> tuple[
         tensors = {name: tensor.float() for name, tensor in reader.read_all().items()}
         try:
             with torch.device("meta"):
-                net = Precond(**reader.info.network, dtype=dtype)
+                net = build_network(reader.info.config, **reader.info.network, dtype=dtype)
             net.to_empty(device="cpu")
             net.load_state_dict(tensors)
         except (TypeError, ValueError, RuntimeError) as error:

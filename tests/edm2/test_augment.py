@@ -4,7 +4,7 @@ The independent implementation is SciPy's affine_transform with cubic splines, o
 """
 
 import math
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from composer.core import Algorithm, Event
 from scipy import fft, ndimage
 from torch import Tensor
 
+from helpers.commands import train_arguments
 from helpers.training import TINY, Examples, fit, flat
-from recipe.configuration.schema import Augment
+from recipe.configuration.reader import read_config
+from recipe.configuration.schema import Loss
 from recipe.edm2 import rng
 from recipe.edm2.augment import (
     CONDITIONS,
@@ -32,10 +34,11 @@ from recipe.edm2.augment import (
     reduce,
     resample,
 )
+from recipe.edm2.images import to_network
 from recipe.edm2.networks.precond import Precond
-from recipe.training.algorithms import ForcedWeightNorm, InverseSqrtLR, PowerEMA, ScrubGradients
+from recipe.training.algorithms import ForcedWeightNorm, InverseSqrtLR, PowerEMA, ScrubGradients, training_algorithms
 from recipe.training.initial_weights import match
-from recipe.training.inputs import ExampleImages, ExampleNoise, example_images
+from recipe.training.inputs import ExampleInputs, LoadedPixels
 from recipe.training.model import DiffusionModel
 
 SIZE = 32
@@ -250,17 +253,21 @@ def test_fine_tuning_with_and_without_augmentation():
 
 
 def test_mirrored_and_augmented_from_the_configuration():
-    config = SimpleNamespace(seed=1, data=SimpleNamespace(x_flip=True), augment=Augment(p=0.5, scale=0.25))
-    algorithm = example_images(config, None)
-    assert algorithm.augmentation == Augmentation(0.5, 1e8, 1.0, 0.25, 1.0, 1.0, 1.0)
-    batch = {"image": torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), "id": torch.arange(64)}
-    assert algorithm.draw(batch, 3)["augment"].shape == (64, CONDITIONS)
-    assert algorithm.draw(batch, 3)["image"].dtype == torch.float32
-    plain = ExampleImages(1, x_flip=True).draw(batch, 3)
-    mirrored = (plain["image"] == batch["image"].flip(3)).flatten(1).all(dim=1)
-    assert torch.equal(mirrored, rng.uniform(1, rng.X_FLIP, 3, batch["id"]) <= 0.5)
+    overrides = ["seed=1", "data.x_flip=true", "augment={p: 0.5, scale: 0.25}"]
+    config = read_config(train_arguments(Path("none"), Path("none"), *overrides))
+    algorithms = training_algorithms(config, rank=0)
+    (inputs,) = (algorithm for algorithm in algorithms if isinstance(algorithm, ExampleInputs))
+    assert inputs.augmentation == Augmentation(0.5, 1e8, 1.0, 0.25, 1.0, 1.0, 1.0)
+    ids, images = torch.arange(64), torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8)
+    loaded: LoadedPixels = {"image": images, "id": ids, "label": ids % 10}
+    batch = inputs.draw(loaded, 3)
+    assert batch.get("augment", torch.empty(0)).shape == (64, CONDITIONS)
+    assert batch["image"].dtype == torch.float32
+    plain = ExampleInputs(1, config.loss, x_flip=True).draw(loaded, 3)
+    mirrored = (plain["image"] == to_network(images.flip(3))).flatten(1).all(dim=1)
+    assert torch.equal(mirrored, rng.uniform(1, rng.X_FLIP, 3, ids) <= 0.5)
     assert 16 < int(mirrored.sum()) < 48
-    assert plain.keys() == {"image"} and plain["image"].dtype == torch.uint8
+    assert "augment" not in plain
 
 
 class Shown(Algorithm):
@@ -286,9 +293,8 @@ def trained(microbatch: int | None) -> tuple[DiffusionModel, dict[str, list[floa
     algorithms: list[Algorithm] = [
         ForcedWeightNorm(),
         InverseSqrtLR(16, ref_lr=0.01, ref_batches=8, rampup_nimg=32),
-        ExampleImages(5, x_flip=True, augmentation=Augmentation(0.3, 1, 1, 1, 1, 1, 1)),
+        ExampleInputs(5, Loss(), x_flip=True, augmentation=Augmentation(0.3, 1, 1, 1, 1, 1, 1)),
         shown,
-        ExampleNoise(seed=5, P_mean=-0.4, P_std=1.0),
         ScrubGradients(),
         PowerEMA(),
     ]
@@ -311,12 +317,12 @@ def test_same_images_through_a_trainer_whatever_the_microbatch():
 
 def test_keys_by_position_would_be_noticed(monkeypatch: pytest.MonkeyPatch):
     """The test above can fail: it does if an image's place in its microbatch enters."""
-    draw = ExampleImages.draw
+    draw_images = ExampleInputs.draw_images
 
-    def by_position(self: ExampleImages, batch: dict[str, Tensor], batch_number: int) -> dict[str, Tensor]:
-        return draw(self, batch | {"id": torch.arange(len(batch["id"]))}, batch_number)
+    def by_position(self: ExampleInputs, loaded: Any, batch_number: int) -> tuple[Tensor, Tensor | None]:
+        return draw_images(self, loaded | {"id": torch.arange(len(loaded["id"]))}, batch_number)
 
-    monkeypatch.setattr(ExampleImages, "draw", by_position)
+    monkeypatch.setattr(ExampleInputs, "draw_images", by_position)
     shown, others = trained(None)[2], trained(1)[2]
     assert not all(torch.equal(others.images[key][0], image) for key, (image, _) in shown.images.items())
 

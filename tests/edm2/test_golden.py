@@ -13,7 +13,6 @@ from recipe.edm2.networks import layers
 from recipe.edm2.networks.precond import Precond, project_weights_
 from recipe.edm2.samplers import heun as sampler
 from recipe.edm2.samplers.guidance import guided
-from recipe.evaluation.distances import frechet_distance
 
 FORWARD, GRADIENT = 1e-5, 1e-4
 
@@ -53,18 +52,11 @@ def test_network_forward():
         assert relative_error(net(x, sigma, unconditional), golden["out/denoised_unconditional"]) <= FORWARD
 
 
-def example_loss(net: Precond, images, labels, sigma, noise) -> torch.Tensor:
-    noise = noise * sigma[:, None, None, None]
-    denoised, logvar = net(images + noise, sigma, labels, return_logvar=True)
-    error = loss.denoising_error(denoised, images, sigma, net.sigma_data)
-    return loss.uncertainty_loss(error, logvar, images[0].numel())
-
-
 def test_network_loss_and_gradients():
     golden, metadata = load("network")
     net = build(metadata, under(golden, "weights")).eval()
     sigma = loss.sample_sigma(golden["loss/rnd_normal"], P_mean=-0.4, P_std=1.0)
-    per_sample = example_loss(net, golden["loss/images"], golden["in/labels"], sigma, golden["loss/noise"])
+    per_sample = loss.example_losses(net, golden["loss/images"], sigma, golden["loss/noise"], golden["in/labels"])[0]
     assert relative_error(per_sample, golden["out/loss_per_sample"]) <= FORWARD
     per_sample.mean().backward()
     gradients = under(golden, "grad")
@@ -110,7 +102,7 @@ def test_training_through_pure_functions():
         sigma = loss.sample_sigma(golden["data/rnd_normal"][step], float(metadata["P_mean"]), float(metadata["P_std"]))
         images, labels, noise = (golden[f"data/{name}"][step] for name in ("images", "labels", "noise"))
         optimizer.zero_grad()
-        value = example_loss(net, images, labels, sigma, noise).mean()
+        value = loss.example_losses(net, images, sigma, noise, labels)[0].mean()
         assert float(value.detach()) == pytest.approx(float(golden["out/loss"][step]), rel=FORWARD)
         value.backward()
         optimizer.param_groups[0]["lr"] = lr
@@ -173,9 +165,3 @@ def test_sampler(run: str):
     out = sampler.heun(denoise, golden["noise"], randn_like=lambda _: next(drawn), **settings)
     assert out.dtype == torch.float64
     assert relative_error(out, golden[f"out/{run}"]) <= 1e-5
-
-
-def test_frechet_distance():
-    golden, _ = load("frechet")
-    ours = frechet_distance(golden["features_a"], golden["features_b"])
-    assert ours == pytest.approx(float(golden["frechet_distance"]), rel=1e-5)

@@ -26,6 +26,7 @@ from recipe.configuration.schema import FSDP
 from recipe.edm2.ema import update_ema_
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.sharded_tensors import local
+from recipe.training.inputs import Batch
 from recipe.training.model import DiffusionModel, unwrap
 from recipe.training.sharding import shard_
 
@@ -68,9 +69,13 @@ class Run:
         size = inner.net.img_resolution
         self.optimizer.zero_grad(set_to_none=True)
         for index in range(microbatches):
-            batch = {"image": torch.zeros(images, inner.net.img_channels, size, size, dtype=torch.uint8),
-                     "label": torch.zeros(images, dtype=torch.int64), "sigma": torch.ones(images),
-                     "noise": torch.randn(images, inner.net.img_channels, size, size)}  # fmt: skip
+            batch: Batch = {
+                "image": torch.zeros(images, inner.net.img_channels, size, size),
+                "label": torch.zeros(images, dtype=torch.int64),
+                "id": torch.arange(images),
+                "sigma": torch.ones(images),
+                "noise": torch.randn(images, inner.net.img_channels, size, size),
+            }
             waits = isinstance(self.model, DistributedDataParallel) and index + 1 < microbatches
             with self.model.no_sync() if waits else contextlib.nullcontext():  # pyright: ignore
                 inner.loss(self.model(batch), batch)["total"].backward()
@@ -130,15 +135,24 @@ NAMES = {"all_gather_into_tensor": "shards", "reduce_scatter_tensor": "shards", 
 
 
 def peak_of(act: Callable[[], object]) -> int:
-    """Most bytes that `act` has PyTorch's allocator hold at once, beyond those from before."""
+    """Most bytes that PyTorch's allocator holds for `act` whenever an operation ends, beyond those from before.
+
+    What an operation frees before it ends is its scratch memory: how much that is depends on the kernels that PyTorch
+    and oneDNN choose for a processor.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         act()
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
-    live = peak = 0
+    moments: list[tuple[int, int, int]] = []  # time, 0 for memory and 1 for the end of an operation, bytes
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            live += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-            peak = max(peak, live)
+            moments.append((event.start_ns(), 0, event.nbytes()))  # pyright: ignore[reportAttributeAccessIssue]
+        elif event.name().startswith("aten::"):
+            moments.append((event.end_ns(), 1, 0))
+    live = peak = 0
+    for _, ended, nbytes in sorted(moments, key=lambda moment: moment[:2]):
+        live += nbytes
+        peak = max(peak, live) if ended else peak
     return peak
 
 

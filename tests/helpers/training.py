@@ -1,7 +1,7 @@
 """Small trainings inside a real Composer Trainer: of given examples, and of the golden run."""
 
 import json
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ from composer.core import Algorithm, Callback
 from composer.loggers import InMemoryLogger
 from torch.utils.data import DataLoader, Dataset
 
+from helpers.commands import train_arguments
 from helpers.golden_data import load, under
+from recipe.configuration.reader import read_config
+from recipe.configuration.schema import Loss
 from recipe.edm2.loss import sample_sigma
 from recipe.edm2.networks.precond import Precond
 from recipe.training.algorithms import (
@@ -21,7 +24,7 @@ from recipe.training.algorithms import (
     ScrubGradients,
     training_algorithms,
 )
-from recipe.training.inputs import ExampleNoise
+from recipe.training.inputs import ExampleInputs
 from recipe.training.model import DiffusionModel
 
 
@@ -38,16 +41,16 @@ class Examples(Dataset):
         return {"image": self.images[index], "label": self.labels[index], "id": torch.tensor(index)}
 
 
-class GivenNoise(ExampleNoise):
+class GivenNoise(ExampleInputs):
     """Takes an example's noise from a table instead of drawing it."""
 
-    def __init__(self, rnd_normal: torch.Tensor, noise: torch.Tensor, P_mean: float, P_std: float):
-        super().__init__(0, P_mean, P_std)
+    def __init__(self, rnd_normal: torch.Tensor, noise: torch.Tensor, loss: Loss):
+        super().__init__(0, loss)
         self.table = rnd_normal, noise
 
-    def draw(self, batch: dict[str, torch.Tensor], batch_number: int) -> dict[str, torch.Tensor]:
-        rnd_normal, noise = (values[batch["id"]] for values in self.table)
-        return {"sigma": sample_sigma(rnd_normal, self.P_mean, self.P_std), "noise": noise}
+    def draw_noise(self, ids: torch.Tensor, shape: torch.Size, batch_number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rnd_normal, noise = (values[ids] for values in self.table)
+        return sample_sigma(rnd_normal, self.loss.P_mean, self.loss.P_std), noise
 
 
 def fit(
@@ -87,17 +90,20 @@ def golden_run() -> tuple[DiffusionModel, Examples, list[Algorithm], dict[str, t
     net.load_state_dict(under(golden, "weights"))
     model = DiffusionModel(net, [float(value) for value in metadata["ema_sigma_rels"].split(",")])
     data = {name: golden[f"data/{name}"].flatten(0, 1) for name in ("images", "labels", "rnd_normal", "noise")}
-    config = SimpleNamespace(
-        seed=0,
-        global_batch_size=int(metadata["batch_size"]),
-        optimizer=SimpleNamespace(ref_lr=float(metadata["ref_lr"]), ref_batches=float(metadata["ref_batches"])),
-        loss=SimpleNamespace(P_mean=-0.4, P_std=1.0, label_dropout=0.0),
-        data=SimpleNamespace(x_flip=False),
-        augment=None,
-    )
-    algorithms = training_algorithms(config, int(metadata["rampup_images"]), rank=0)
-    given = GivenNoise(data["rnd_normal"], data["noise"], float(metadata["P_mean"]), float(metadata["P_std"]))
-    algorithms = [given if isinstance(algorithm, ExampleNoise) else algorithm for algorithm in algorithms]
+    overrides = {
+        "global_batch_size": metadata["batch_size"],
+        "optimizer.ref_lr": metadata["ref_lr"],
+        "optimizer.ref_batches": metadata["ref_batches"],
+        "optimizer.rampup": metadata["rampup_images"],
+        "loss.P_mean": metadata["P_mean"],
+        "loss.P_std": metadata["P_std"],
+        "loss.label_dropout": "0",
+    }
+    items = (f"{key}={value}" for key, value in overrides.items())
+    config = read_config(train_arguments(Path("none"), Path("none"), *items))
+    given = GivenNoise(data["rnd_normal"], data["noise"], config.loss)
+    algorithms = training_algorithms(config, rank=0)
+    algorithms = [given if isinstance(algorithm, ExampleInputs) else algorithm for algorithm in algorithms]
     return model, Examples(data["images"], data["labels"]), algorithms, golden, metadata
 
 
@@ -114,7 +120,7 @@ def tiny_run(microbatch: int | None, **callbacks: Any) -> tuple[DiffusionModel, 
     algorithms: list[Algorithm] = [
         ForcedWeightNorm(),
         InverseSqrtLR(16, ref_lr=0.01, ref_batches=8, rampup_nimg=32),
-        ExampleNoise(seed=5, P_mean=-0.4, P_std=1.0, label_dropout=0.2),
+        ExampleInputs(5, Loss(label_dropout=0.2)),
         ScrubGradients(),
         PowerEMA(),
     ]

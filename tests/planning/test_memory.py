@@ -75,7 +75,7 @@ def test_activations_are_those_of_a_real_step(dtype: torch.dtype, checkpointing:
     activations = Activations.of(network(SMALL, "meta", checkpointing, dtype=dtype))
     for images in (2, 4, 7):
         record_step(real, images)
-        # Between them lie, for one operation at a time, PyTorch's scratch memory and the addends of gradients.
+        # Within an operation that PyTorch composes of others, some of their results are alive too.
         peak = peak_of(lambda images=images: record_step(real, images)) - 4 * count(real)
         assert activations.peak(images) == max(record_step(real, images))
         assert activations.peak(images) == pytest.approx(peak, rel=0.03)

@@ -2,7 +2,6 @@
 
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +9,8 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from helpers.commands import train_arguments
+from recipe.configuration.reader import read_config
 from recipe.edm2.networks.precond import Precond
 from recipe.training.initial_weights import LABELS, InitError, load_initial_weights
 from recipe.training.model import DiffusionModel
@@ -49,7 +50,7 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[DiffusionMo
 
 
 def load(target: DiffusionModel, path: str) -> None:
-    config: Any = SimpleNamespace(init=SimpleNamespace(path=path))
+    config = read_config(train_arguments(Path("none"), Path("none"), f"init.path={path}"))
     load_initial_weights(target, config)
 
 

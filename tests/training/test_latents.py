@@ -13,12 +13,13 @@ from streaming import MDSWriter
 from helpers.commands import assert_refused, command_line, run, train_arguments
 from helpers.runs import losses
 from recipe.configuration.reader import read_config
+from recipe.configuration.schema import Loss
 from recipe.data.checks import check_data, resolve, warn_of_sigma_data
 from recipe.data.dataset import ImageDataset
 from recipe.data.facts import DataError, DataFacts
 from recipe.data.loader import training_loader
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, draw, unwhiten, whiten
-from recipe.training.inputs import ExampleImages
+from recipe.training.inputs import ExampleInputs, LoadedLatents
 from recipe.weights.snapshots import SnapshotReader, list_snapshots
 
 SHAPE = (4, 8, 8)
@@ -72,8 +73,9 @@ def test_whitened_draws_have_the_standard_deviation_that_the_network_expects():
     n = 4096
     mean, std = (torch.tensor(values).reshape(4, 1, 1) for values in (STABLE_DIFFUSION.mean, STABLE_DIFFUSION.std))
     latents = mean + std * 0.8 * torch.randn(n, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-    batch = {"mean": latents, "std": (std * 0.6).expand(n, 4, 1, 1), "id": torch.arange(n)}
-    images = ExampleImages(1, STABLE_DIFFUSION).draw(batch, 0)["image"].flatten(1)
+    ids = torch.arange(n)
+    loaded: LoadedLatents = {"mean": latents, "std": (std * 0.6).expand(n, 4, 1, 1), "id": ids, "label": ids % 10}
+    images = ExampleInputs(1, Loss(), STABLE_DIFFUSION).draw(loaded, 0)["image"].flatten(1)
     assert torch.allclose(images.std(dim=0), torch.full((4,), 0.5), atol=5 * 0.5 * (2 * n) ** -0.5)
     assert images.mean(dim=0).abs().max() < 5 * 0.5 * n**-0.5
 

@@ -1,26 +1,30 @@
 """The method inside a real Composer Trainer: parity with the official code, microbatches, gradient scrubbing."""
 
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
 from composer.core import Callback, Event, State
 from composer.loggers import Logger
 
+from helpers.commands import train_arguments
 from helpers.golden_data import check_final_weights, relative_error, under
 from helpers.training import fit, flat, golden_run, tiny_run
+from recipe.configuration.reader import read_config
+from recipe.configuration.schema import Config, Loss
 from recipe.training.algorithms import (
     ForcedWeightNorm,
-    InverseSqrtLR,
-    PowerEMA,
-    ScrubGradients,
     scrub_,
+    training_algorithms,
 )
-from recipe.training.inputs import ExampleImages, ExampleNoise
+from recipe.training.inputs import ExampleInputs, dropout_seed
 from recipe.training.model import unwrap
 from recipe.training.run import RunError, check_device
 from recipe.training.trainer import speed_monitor
+
+
+def config_of(*overrides: str) -> Config:
+    return read_config(train_arguments(Path("none"), Path("none"), *overrides))
 
 
 @pytest.mark.parametrize("microbatch", [None, 8])
@@ -111,43 +115,32 @@ def test_averages_follow_the_weights_and_nothing_else_does():
 
 
 def test_algorithms_act_at_their_events():
-    """Projection, rate, images and noise before the step; scrubbing before the optimizer; averages after it."""
-    state = SimpleNamespace()
+    """Projection, rate and inputs before the step; scrubbing before the optimizer; averages after it."""
+    state = None  # none of them asks for it
     matched = {
         type(algorithm).__name__: [event for event in Event if algorithm.match(event, state)]  # pyright: ignore
-        for algorithm in [
-            ForcedWeightNorm(),
-            InverseSqrtLR(1, 1, 1, 1),
-            ExampleImages(0),
-            ExampleNoise(0, 0, 1),
-            ScrubGradients(),
-            PowerEMA(),
-        ]
+        for algorithm in training_algorithms(config_of(), rank=0)
     }
     assert matched == {
         "ForcedWeightNorm": [Event.BATCH_START],
         "InverseSqrtLR": [Event.BATCH_START],
-        "ExampleImages": [Event.BEFORE_FORWARD],
-        "ExampleNoise": [Event.BATCH_START, Event.BEFORE_FORWARD],
+        "ExampleInputs": [Event.BATCH_START, Event.BEFORE_FORWARD],
         "ScrubGradients": [Event.AFTER_TRAIN_BATCH],
         "PowerEMA": [Event.BATCH_END],
     }
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("override", "message"),
     [
-        (
-            SimpleNamespace(device="gpu", device_train_microbatch_size=None),
-            "device = gpu: PyTorch finds no usable CUDA",
-        ),
-        (SimpleNamespace(device="auto", device_train_microbatch_size="auto"), "device_train_microbatch_size = auto"),
+        ("device=gpu", "device = gpu: PyTorch finds no usable CUDA"),
+        ("device_train_microbatch_size=auto", "device_train_microbatch_size = auto"),
     ],
 )
-def test_a_gpu_that_is_not_there(settings: Any, message: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_gpu_that_is_not_there(override: str, message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match=message):
-        check_device(settings)
+        check_device(config_of(override))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +152,7 @@ def test_mfu_is_relative_to_the_precision_of_the_network(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    config: Any = SimpleNamespace(model=SimpleNamespace(dtype=dtype), numerics=SimpleNamespace(tf32=tf32))
+    config = config_of(f"model.dtype={dtype}", f"numerics.tf32={str(tf32).lower()}")
     assert speed_monitor(config, on_gpu=True).gpu_flops_available == peak
     assert speed_monitor(config, on_gpu=False).gpu_flops_available == 0
 
@@ -167,12 +160,35 @@ def test_mfu_is_relative_to_the_precision_of_the_network(
 def test_dropout_repeats_for_a_batch_and_differs_between_batches_and_ranks():
     """A resumed run draws the dropout of the run that was cut short."""
 
-    def drawn(batch: int, rank: int) -> torch.Tensor:
-        noise = ExampleNoise(seed=5, P_mean=0, P_std=1, rank=rank)
-        state: Any = SimpleNamespace(timestamp=SimpleNamespace(batch=SimpleNamespace(value=batch)))
-        noise.apply(Event.BATCH_START, state, None)  # pyright: ignore[reportArgumentType]
-        return torch.rand(100)
+    assert dropout_seed(5, 3, 0) == dropout_seed(5, 3, 0)
+    assert len({dropout_seed(seed, batch, rank) for seed in (5, 6) for batch in (3, 4) for rank in (0, 1)}) == 8
 
-    assert torch.equal(drawn(3, 0), drawn(3, 0))
-    assert not torch.equal(drawn(3, 0), drawn(4, 0))
-    assert not torch.equal(drawn(3, 0), drawn(3, 1))
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_generator_of_dropout_is_seeded_before_each_step(rank: int):
+    drawn: list[torch.Tensor] = []
+
+    class Draw(Callback):
+        def before_train_batch(self, state: State, logger: Logger) -> None:
+            drawn.append(torch.rand(10))
+
+    torch.manual_seed(3)
+    model, examples, *_ = golden_run()
+    fit(model, examples, [ExampleInputs(5, Loss(), rank=rank)], 16, 3, callbacks=(Draw(),))
+    for batch, numbers in enumerate(drawn):
+        torch.manual_seed(dropout_seed(5, batch, rank))
+        assert torch.equal(numbers, torch.rand(10))
+    assert len(drawn) == 3
+
+
+def test_batch_for_the_model_is_float_whatever_was_loaded():
+    ids, labels = torch.arange(4), torch.arange(4)
+    pixels = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    inputs = ExampleInputs(5, Loss())
+    batch = inputs.draw({"image": pixels, "label": labels, "id": ids}, batch_number=2)
+    assert batch.keys() == {"image", "sigma", "noise", "label", "id"}
+    assert torch.equal(batch["image"], pixels.float() / 127.5 - 1)
+    assert batch["noise"].shape == batch["image"].shape and batch["sigma"].shape == (4,)
+    half = inputs.draw({"image": batch["image"].half(), "label": labels, "id": ids}, batch_number=2)
+    assert half["image"].dtype == torch.float32
+    assert torch.equal(half["noise"], batch["noise"])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from recipe.edm2.networks.layers import MPConv, MPFourier
-from recipe.edm2.networks.unet import UNet
+from recipe.edm2.networks.unet import Block, UNet
 
 
 class Precond(nn.Module):
@@ -37,6 +37,10 @@ class Precond(nn.Module):
         self.unet = UNet(img_resolution, img_channels, label_dim, **unet_kwargs)
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1)
+
+    def blocks(self) -> list[Block]:
+        """The network's blocks in order of execution: what sharding gathers and checkpointing recomputes at a time."""
+        return self.unet.blocks()
 
     def forward(
         self,

@@ -1,7 +1,9 @@
 """The magnitude-preserving U-Net, CONFIG G (Figure 22, Appendix B.7)."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -91,6 +93,21 @@ class Block(nn.Module):
         return self.attn_proj(y.transpose(2, 3).reshape(n, c, h, w))
 
 
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the U-Net.
+
+    Attributes:
+        res: height and width of its activations.
+        width: channels of its blocks.
+        attention: whether its blocks have self-attention.
+    """
+
+    res: int
+    width: int
+    attention: bool
+
+
 class UNet(nn.Module):
     """The raw network F_theta of eq. 4: image, noise label and class in, image out.
 
@@ -109,7 +126,10 @@ class UNet(nn.Module):
         label_balance: share t of the class in the embedding (eq. 88).
         concat_balance: share t of the skip connection in a concatenation (eq. 103).
         augment_dim: width of the augmentation's conditions; 0 = none, and no parameters for them.
-        channels_per_head, dropout, res_balance, attn_balance, clip_act: see `Block`.
+        block_kwargs: further arguments of `Block`: channels_per_head, dropout, res_balance, attn_balance, clip_act.
+
+    Raises:
+        ValueError: a resolution that cannot be halved once per level, or attention heads that do not divide a width.
     """
 
     def __init__(
@@ -125,73 +145,77 @@ class UNet(nn.Module):
         attn_resolutions: Sequence[int] = (16, 8),
         label_balance: float = 0.5,
         concat_balance: float = 0.5,
-        channels_per_head: int = 64,
-        dropout: float = 0.0,
-        res_balance: float = 0.3,
-        attn_balance: float = 0.3,
-        clip_act: float | None = 256.0,
         augment_dim: int = 0,
+        **block_kwargs: Any,
     ):
         super().__init__()
-        widths = [model_channels * mult for mult in channel_mult]
-        noise_channels = model_channels * (channel_mult[0] if channel_mult_noise is None else channel_mult_noise)
-        emb_channels = model_channels * (max(channel_mult) if channel_mult_emb is None else channel_mult_emb)
-        if img_resolution % 2 ** (len(widths) - 1) != 0:
-            raise ValueError(
-                f"img_resolution {img_resolution} cannot be halved {len(widths) - 1} times, once per level after the "
-                f"first of channel_mult {list(channel_mult)}"
-            )
         self.label_dim = label_dim
         self.label_balance = label_balance
         self.concat_balance = concat_balance
+        self.augment_dim = augment_dim
         self.activation_checkpointing = False  # set it to trade a second forward pass for the blocks' activations
+        noise_channels = model_channels * (channel_mult[0] if channel_mult_noise is None else channel_mult_noise)
+        emb_channels = model_channels * (max(channel_mult) if channel_mult_emb is None else channel_mult_emb)
+        levels = _levels(img_resolution, model_channels, channel_mult, attn_resolutions)
+        block = functools.partial(Block, emb_channels=emb_channels, **block_kwargs)
+        # Modules are made in the order of the published parameters, in which fresh weights are drawn, too.
+        self._build_embedding(noise_channels, emb_channels)
+        skip_channels = self._build_encoder(img_channels, levels, num_blocks, block)
+        self._build_decoder(levels, num_blocks, block, skip_channels)
+        self.out_conv = MPConv(levels[0].width, img_channels, (3, 3))
+        self.out_gain = nn.Parameter(torch.zeros(1))
 
-        def block(in_channels: int, out_channels: int, flavor: str, attention: bool, mode: str = "keep") -> Block:
-            branch: dict[str, Any] = dict(
-                dropout=dropout, res_balance=res_balance, attn_balance=attn_balance, clip_act=clip_act
-            )
-            return Block(
-                in_channels, out_channels, emb_channels, flavor, mode, attention, channels_per_head, **branch
-            )  # fmt: skip
-
+    def _build_embedding(self, noise_channels: int, emb_channels: int) -> None:
         self.emb_fourier = MPFourier(noise_channels)
         self.emb_noise = MPConv(noise_channels, emb_channels)
-        self.emb_label = MPConv(label_dim, emb_channels) if label_dim > 0 else None
-        self.augment_dim = augment_dim
-        if augment_dim > 0:
-            self.emb_augment = MPConv(augment_dim, emb_channels)
+        self.emb_label = MPConv(self.label_dim, emb_channels) if self.label_dim > 0 else None
+        if self.augment_dim > 0:
+            self.emb_augment = MPConv(self.augment_dim, emb_channels)
             self.emb_augment_gain = nn.Parameter(torch.zeros(1))
 
+    def _build_encoder(
+        self, img_channels: int, levels: list[Level], num_blocks: int, block: Callable[..., Block]
+    ) -> list[int]:
+        """Make `enc`; returns the widths of its layers' outputs, which are the decoder's skip connections."""
         self.enc = nn.ModuleDict()
-        skip_channels: list[int] = []
-        channels = img_channels + 1  # and a channel of ones, which stands in for biases
-        for level, width in enumerate(widths):
-            res = img_resolution >> level
-            if level == 0:
-                self.enc[f"{res}x{res}_conv"] = MPConv(channels, width, (3, 3))
-                channels = width
-            else:
-                self.enc[f"{res}x{res}_down"] = block(channels, channels, "enc", False, "down")
-            skip_channels.append(channels)
-            for index in range(num_blocks):
-                self.enc[f"{res}x{res}_block{index}"] = block(channels, width, "enc", res in attn_resolutions)
-                channels = width
+        channels = levels[0].width
+        # The image has one more channel, of ones, which stands in for biases.
+        self.enc[f"{levels[0].res}x{levels[0].res}_conv"] = MPConv(img_channels + 1, channels, (3, 3))
+        skip_channels = [channels]
+        for level in levels:
+            if level is not levels[0]:
+                self.enc[f"{level.res}x{level.res}_down"] = block(channels, channels, resample_mode="down")
                 skip_channels.append(channels)
+            for index in range(num_blocks):
+                name = f"{level.res}x{level.res}_block{index}"
+                self.enc[name] = block(channels, level.width, attention=level.attention)
+                channels = level.width
+                skip_channels.append(channels)
+        return skip_channels
 
+    def _build_decoder(
+        self, levels: list[Level], num_blocks: int, block: Callable[..., Block], skip_channels: list[int]
+    ) -> None:
+        """Make `dec`; each of its numbered blocks takes a skip connection, the encoder's last one first."""
         self.dec = nn.ModuleDict()
-        for level, width in reversed(list(enumerate(widths))):
-            res = img_resolution >> level
-            if level == len(widths) - 1:
-                self.dec[f"{res}x{res}_in0"] = block(channels, channels, "dec", True)
-                self.dec[f"{res}x{res}_in1"] = block(channels, channels, "dec", False)
+        waiting = list(skip_channels)
+        channels = waiting[-1]
+        for level in reversed(levels):
+            size = f"{level.res}x{level.res}"
+            if level is levels[-1]:
+                self.dec[f"{size}_in0"] = block(channels, channels, flavor="dec", attention=True)
+                self.dec[f"{size}_in1"] = block(channels, channels, flavor="dec")
             else:
-                self.dec[f"{res}x{res}_up"] = block(channels, channels, "dec", False, "up")
+                self.dec[f"{size}_up"] = block(channels, channels, flavor="dec", resample_mode="up")
             for index in range(num_blocks + 1):
-                in_channels = channels + skip_channels.pop()
-                self.dec[f"{res}x{res}_block{index}"] = block(in_channels, width, "dec", res in attn_resolutions)
-                channels = width
-        self.out_conv = MPConv(channels, img_channels, (3, 3))
-        self.out_gain = nn.Parameter(torch.zeros(1))
+                self.dec[f"{size}_block{index}"] = block(
+                    channels + waiting.pop(), level.width, flavor="dec", attention=level.attention
+                )
+                channels = level.width
+
+    def blocks(self) -> list[Block]:
+        """The blocks in order of execution."""
+        return [layer for layer in (*self.enc.values(), *self.dec.values()) if isinstance(layer, Block)]
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """Embedding [N, emb_channels] in float32 of noise labels [N], class ids [N] (-1 or None = unconditional) and
@@ -229,3 +253,20 @@ class UNet(nn.Module):
                 x = mp_cat(x, skips.pop(), t=self.concat_balance)
             x = self.run_block(layer, x, emb)
         return self.out_conv(x, gain=self.out_gain)
+
+
+def _levels(
+    img_resolution: int, model_channels: int, channel_mult: Sequence[int], attn_resolutions: Sequence[int]
+) -> list[Level]:
+    """From the highest resolution to the lowest."""
+    halvings = len(channel_mult) - 1
+    if img_resolution % 2**halvings != 0:
+        raise ValueError(
+            f"img_resolution {img_resolution} cannot be halved {halvings} times, once per level after the first of "
+            f"channel_mult {list(channel_mult)}"
+        )
+    resolutions = [img_resolution >> level for level in range(len(channel_mult))]
+    return [
+        Level(res, model_channels * mult, res in attn_resolutions)
+        for res, mult in zip(resolutions, channel_mult, strict=True)
+    ]

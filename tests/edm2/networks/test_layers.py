@@ -12,6 +12,7 @@ from torch import nn
 import recipe.edm2
 from recipe.edm2.networks import layers
 from recipe.edm2.networks.flops import macs_per_image
+from recipe.edm2.networks.kinds import build_network
 from recipe.edm2.networks.layers import EPS, MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize, resample
 from recipe.edm2.networks.precond import Precond, project_weights_
 from recipe.edm2.networks.unet import Block, UNet
@@ -220,8 +221,7 @@ def test_bad_resolution():
 def test_gains_are_zero_and_have_one_dimension():
     net = Precond(**SMALL)
     gains = {name: p for name, p in net.named_parameters() if name.endswith("gain")}
-    blocks = sum(isinstance(module, Block) for module in net.modules())
-    assert len(gains) == blocks + 1
+    assert len(gains) == len(net.blocks()) + 1
     for name, gain in gains.items():
         assert gain.shape == (1,), name
         assert gain.item() == 0, name
@@ -310,9 +310,8 @@ def test_half_precision_activations():
 def test_clipping_bounds_the_activations():
     net = small_network(gain=1, clip_act=0.5)
     found = []
-    for layer in [*net.unet.enc.values(), *net.unet.dec.values()]:
-        if isinstance(layer, Block):
-            layer.register_forward_hook(lambda module, inputs, output: found.append(float(output.abs().max())))
+    for block in net.blocks():
+        block.register_forward_hook(lambda module, inputs, output: found.append(float(output.abs().max())))
     x, sigma = noisy_batch(2)
     net(x, sigma)
     assert found
@@ -348,3 +347,42 @@ def test_method_needs_torch_only():
 
 def test_eps_of_the_official_code():
     assert layers.EPS == 1e-4
+
+
+def test_unknown_kind_of_network():
+    assert isinstance(build_network("G", **SMALL), Precond)
+    with pytest.raises(ValueError, match="kind of network 'H': must be one of G"):
+        build_network("H", **SMALL)
+
+
+def test_blocks_are_in_order_of_execution():
+    net = small_network(gain=0)
+    run: list[nn.Module] = []
+    for block in net.blocks():
+        block.register_forward_hook(lambda module, inputs, output: run.append(module))
+    x, sigma = noisy_batch(2)
+    net(x, sigma)
+    assert len(run) == 3 + 7
+    assert all(one is other for one, other in zip(run, net.blocks(), strict=True))
+
+
+LAYERS = {
+    "embedding": ["emb_fourier", "emb_noise", "emb_label", "emb_augment"],
+    "encoder": ["8x8_conv", "8x8_block0", "4x4_down", "4x4_block0"],
+    "decoder": ["4x4_in0", "4x4_in1", "4x4_block0", "4x4_block1", "8x8_up", "8x8_block0", "8x8_block1"],
+}
+
+
+def test_layers_are_made_and_drawn_in_this_order():
+    """Fresh weights come from torch's generator one layer after the other, so their order is part of the result."""
+    torch.manual_seed(0)
+    unet = UNet(**SMALL, augment_dim=9)
+    assert [name for name, _ in unet.named_children()] == [*LAYERS["embedding"], "enc", "dec", "out_conv"]
+    assert [*unet.enc] == LAYERS["encoder"]
+    assert [*unet.dec] == LAYERS["decoder"]
+    torch.manual_seed(0)
+    for layer in unet.modules():
+        if isinstance(layer, MPConv):
+            assert torch.equal(layer.weight, torch.randn(layer.weight.shape))
+        elif isinstance(layer, MPFourier):
+            layer.initial_state()  # as many numbers

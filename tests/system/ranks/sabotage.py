@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 import torch
 
@@ -17,28 +18,28 @@ def drop_projection_on_one_rank() -> None:
 
 
 def key_noise_by_rank() -> None:
-    draw = inputs.ExampleNoise.draw
+    draw_noise = inputs.ExampleInputs.draw_noise
 
-    def by_rank(self: inputs.ExampleNoise, batch: dict[str, torch.Tensor], batch_number: int):
-        return draw(self, batch | {"id": torch.arange(len(batch["id"]))}, batch_number)
+    def by_rank(self: inputs.ExampleInputs, ids: torch.Tensor, shape: torch.Size, batch_number: int):
+        return draw_noise(self, torch.arange(len(ids)), shape, batch_number)
 
-    inputs.ExampleNoise.draw = by_rank
+    inputs.ExampleInputs.draw_noise = by_rank
 
 
 def key_augmentation_by_rank() -> None:
-    draw = inputs.ExampleImages.draw
+    draw_images = inputs.ExampleInputs.draw_images
 
-    def by_rank(self: inputs.ExampleImages, batch: dict[str, torch.Tensor], batch_number: int):
-        return draw(self, batch | {"id": torch.arange(len(batch["id"]))}, batch_number)
+    def by_rank(self: inputs.ExampleInputs, loaded: Any, batch_number: int):
+        return draw_images(self, loaded | {"id": torch.arange(len(loaded["id"]))}, batch_number)
 
-    inputs.ExampleImages.draw = by_rank
+    inputs.ExampleInputs.draw_images = by_rank
 
 
 def sum_gradients() -> None:
     """What FSDP2 does on gloo by itself."""
     from recipe.training import sharding
 
-    sharding.mend_fsdp_on_cpu = lambda: None
+    sharding.repair_fsdp_on_cpu = lambda: None
 
 
 if __name__ == "__main__":
