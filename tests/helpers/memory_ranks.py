@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipe.configuration.schema import FSDP
 from recipe.edm2.ema import update_ema_
@@ -135,25 +136,50 @@ NAMES = {"all_gather_into_tensor": "shards", "reduce_scatter_tensor": "shards", 
 
 
 def peak_of(act: Callable[[], object]) -> int:
-    """Most bytes that PyTorch's allocator holds for `act` whenever an operation ends, beyond those from before.
+    """Most bytes that `act` has PyTorch's allocator hold at once, beyond those from before."""
+    return max(live for live, _ in _timeline(act))
+
+
+class _Marked(TorchDispatchMode):
+    """Puts a mark into the profile where an operation has ended."""
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        with torch.profiler.record_function(MARK):
+            return out
+
+
+MARK = "operation has ended"
+
+
+def peak_between_operations(act: Callable[[], object]) -> int:
+    """Most bytes that PyTorch's allocator holds for `act` after an operation.
 
     What an operation frees before it ends is its scratch memory: how much that is depends on the kernels that PyTorch
     and oneDNN choose for a processor.
     """
+
+    def marked() -> None:
+        with _Marked():
+            act()
+
+    found = [live for live, ended in _timeline(marked) if ended]
+    assert len(found) > 100
+    return max(found)
+
+
+def _timeline(act: Callable[[], object]) -> list[tuple[int, bool]]:
+    """Bytes held beyond those from before, at each change of it and each mark; and whether it is a mark."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         act()
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
-    moments: list[tuple[int, int, int]] = []  # time, 0 for memory and 1 for the end of an operation, bytes
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            moments.append((event.start_ns(), 0, event.nbytes()))  # pyright: ignore[reportAttributeAccessIssue]
-        elif event.name().startswith("aten::"):
-            moments.append((event.end_ns(), 1, 0))
-    live = peak = 0
-    for _, ended, nbytes in sorted(moments, key=lambda moment: moment[:2]):
-        live += nbytes
-        peak = max(peak, live) if ended else peak
-    return peak
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() in ("[memory]", MARK)]
+    timeline, live = [], 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        ended = event.name() == MARK
+        live += 0 if ended else event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+        timeline.append((live, ended))
+    return timeline
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
