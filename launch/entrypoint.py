@@ -1,4 +1,4 @@
-"""First process of the container: runs the command, and tells its ranks when the container is to stop.
+"""First process of the container: runs the command, and passes the container's stop signal to its ranks.
 
     docker run IMAGE                                            # the image examines itself, as with: self-check
     docker run IMAGE composer recipe/train.py yamls/edm2.yaml   # or any other command

@@ -91,10 +91,10 @@ def check_folders() -> str:
 
 def check_shared_memory() -> str:
     space = shutil.disk_usage("/dev/shm")
-    told = f"{space.total / 1e9:.1f} GB in /dev/shm"
+    size = f"{space.total / 1e9:.1f} GB in /dev/shm"
     if space.total < SHARED_MEMORY:
-        raise Note(f"{told}: little for data loaders and NCCL; start with --shm-size=16g")
-    return told
+        raise Note(f"{size}: little for data loaders and NCCL; start with --shm-size=16g")
+    return size
 
 
 def check_gpus() -> str:

@@ -118,13 +118,12 @@ NAMES = (
     PrivateName("streaming.base.hashing.get_hashes", "options of prepare.py", "its arguments"),
     PrivateName("streaming.base.hashing.is_hash", "options of prepare.py", "its arguments"),
     PrivateName("streaming.base.util.bytes_to_int", "sizes such as 64mb, as streaming reads them", "its arguments"),
-    PrivateName("streaming.base.storage.CloudDownloader", "times bare downloads for the benchmark", "its arguments"),
-    # ---- others
     PrivateName(
-        "concurrent.futures.ThreadPoolExecutor._max_workers",
-        "how many reads are under way",
-        "an own constant is better",
+        "streaming.base.storage.CloudDownloader",
+        "reads the index beside shards in stores other than S3",
+        "its arguments",
     ),
+    # ---- others
     PrivateName("datasets.Dataset._fingerprint", "tells whether a data set is another one", "a public fingerprint"),
     PrivateName(
         "pickle._Unpickler",

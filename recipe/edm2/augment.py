@@ -1,4 +1,4 @@
-"""Non-leaking augmentation: random geometry that the network is told about (Karras et al. 2022, Appendix F.2).
+"""Non-leaking augmentation: random geometry that is a condition of the network (Karras et al. 2022, Appendix F.2).
 
 An image is transformed with some probability and the network is conditioned on what was done to it. Sampling passes
 zeros, the condition of an untouched image, so that samples look like untouched images. The transforms and their
@@ -79,7 +79,7 @@ class Transforms:
     shift: Tensor
 
     def conditions(self) -> Tensor:
-        """What the network is told, float32 [N, 9]; exactly 0 for each transform that was not applied."""
+        """The network's conditions, float32 [N, 9]; exactly 0 for each transform that was not applied."""
         log_scale, log_stretch = self.scale.log2() / SCALE_STD, self.stretch.log2() / SCALE_STD
         shift = self.shift / TRANSLATION_STD
         return torch.stack(

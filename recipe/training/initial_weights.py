@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from recipe.command_line import UserError
+from recipe.command_line import UserError, say
 from recipe.configuration.schema import Config
 from recipe.edm2.sharded_tensors import assign_
 from recipe.storage.addresses import open_place
@@ -62,9 +62,8 @@ def load_initial_weights(model: DiffusionModel, config: Config) -> None:
         for source, tensor in read(wanted):
             assign_(targets[wanted[source]], tensor.float())
     model.reset_averages_()
-    if dist.get_global_rank() == 0:
-        drawn = f"; drawn anew: {', '.join(sorted(fresh))}" if fresh else ""
-        print(f"init: {len(pairs)} tensors from {path}{drawn}")
+    drawn = f"; drawn anew: {', '.join(sorted(fresh))}" if fresh else ""
+    say(f"init: {len(pairs)} tensors from {path}{drawn}")
 
 
 def match(own: Shapes, given: Shapes, path: str) -> tuple[dict[str, str], set[str]]:

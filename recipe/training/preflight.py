@@ -66,7 +66,7 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
     """Check data, access, disk space and agreement, take the run's folder and clean it up.
 
     Raises:
-        ValueError: one of DataError, StorageError, OwnedError, DisagreementError, UntrustedPickle, VaeError, RunError.
+        UserError: bad data, no access, another live run, other hyper-parameters, a damaged checkpoint, a full disk.
     """
     data = check_data(config)
     config = resolve(config, data.facts)  # the number is stored: other data must not change it on resume

@@ -117,8 +117,9 @@ def _combine(readers: Sequence[SnapshotReader], group: list[str], coefficients: 
     count = coefficients.shape[1]
     sums = [[torch.zeros(shapes[name], dtype=torch.float64) for _ in range(count)] for name in group]
     size = 4 * sum(math.prod(shapes[name]) for name in group)
-    with concurrent.futures.ThreadPoolExecutor(max(1, min(READERS, IN_FLIGHT_BYTES // max(size, 1)))) as pool:
-        for tensors, row in zip(_in_order(pool, readers, group), coefficients, strict=True):
+    workers = max(1, min(READERS, IN_FLIGHT_BYTES // max(size, 1)))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for tensors, row in zip(_in_order(pool, workers, readers, group), coefficients, strict=True):
             for tensor, totals in zip(tensors, sums, strict=True):
                 wide = tensor.double()
                 for total, weight in zip(totals, row, strict=True):
@@ -127,13 +128,13 @@ def _combine(readers: Sequence[SnapshotReader], group: list[str], coefficients: 
 
 
 def _in_order(
-    pool: concurrent.futures.ThreadPoolExecutor, readers: Sequence[SnapshotReader], group: list[str]
+    pool: concurrent.futures.ThreadPoolExecutor, ahead: int, readers: Sequence[SnapshotReader], group: list[str]
 ) -> Iterator[list[Tensor]]:
-    """The group's tensors of each snapshot, in order; no more are read ahead than the pool has workers."""
+    """The group's tensors of each snapshot, in order; at most `ahead` snapshots are read at once."""
     pending: collections.deque[concurrent.futures.Future[list[Tensor]]] = collections.deque()
     for reader in readers:
         pending.append(pool.submit(reader.read_some, group))
-        if len(pending) >= pool._max_workers:
+        if len(pending) >= ahead:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
