@@ -17,8 +17,9 @@ fi
 engine=$(find_engine)
 
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
-commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-if [ -n "$(git status --porcelain 2>/dev/null)" ]; then commit+=-dirty; fi
+from_checkout() { git -c safe.directory='*' "$@" 2>/dev/null; } # another user's checkout too
+commit=$(from_checkout rev-parse --short=12 HEAD || echo unknown)
+if [ -n "$(from_checkout status --porcelain)" ]; then commit+=-dirty; fi
 
 options=(--build-arg "VERSION=$version" --build-arg "REVISION=$commit")
 if [ -n "${BASE_IMAGE:-}" ]; then options+=(--build-arg "BASE_IMAGE=$BASE_IMAGE"); fi

@@ -128,9 +128,9 @@ def main() -> None:
     except ConfigError as error:
         exit_with("template", error)
     path = Path(names[0])
-    text = render(path.read_text())
+    text = render(path.read_text(encoding="utf-8"))
     if "--write" in sys.argv:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     else:
         print(text, end="")
 

@@ -100,7 +100,7 @@ def find_vae(name: str, option: str = "--vae") -> VaeFiles:
 
 def _configuration(folder: Path, given: str) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_bytes())
         found = config.get("_class_name")
         if found != "AutoencoderKL":
             raise VaeError(f"{given}: holds a model of the class {found}, but must be an AutoencoderKL; name another")

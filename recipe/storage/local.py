@@ -158,6 +158,6 @@ def _write_exclusively(path: Path, data: bytes) -> bool:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Keep other processes that replace files of `folder` out; the system lets go when a process dies."""
-    with open(folder / LOCK, "a") as file:
+    with open(folder / LOCK, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -95,7 +95,7 @@ def _identity() -> dict[str, Any]:
 def _machine() -> str | None:
     """Names the running kernel and the container's process ids; None where there is no /proc."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return None
@@ -104,7 +104,7 @@ def _machine() -> str | None:
 def _start_time(pid: int) -> str | None:
     """When a process started, in ticks since boot; None if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     except OSError:
         return None
 

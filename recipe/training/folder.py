@@ -3,8 +3,8 @@
 config.yaml  owner.json  checkpoints/  snapshots/  samples/  tensorboard/
 """
 
-import getpass
 import hashlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -63,11 +63,14 @@ def local_folder(config: Config, place: Place) -> Path:
 
 
 def scratch_folder(config: Config) -> Path:
-    """Where a run in object storage keeps its files before they are uploaded: one folder per run and user."""
+    """Where a run in object storage keeps its files before they are uploaded: one folder per run and user.
+
+    The user is a number, because a container's user need not have a name.
+    """
     if config.scratch_folder is not None:
         return Path(config.scratch_folder) / config.run_name
     key = hashlib.sha256(config.run_folder().encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"edm2-{getpass.getuser()}" / f"{config.run_name}-{key}"
+    return Path(tempfile.gettempdir()) / f"edm2-{os.getuid()}" / f"{config.run_name}-{key}"
 
 
 def localise(place: Place, checkpoint: Checkpoint, folder: Path) -> None:

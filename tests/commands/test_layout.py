@@ -27,7 +27,7 @@ GROUND = {"ranks", "command_line", "private_names"}  # files beside the commands
 
 def tracked(*patterns: str) -> list[Path]:
     """Files of the project, tracked or new, that git does not ignore."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    command = ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     return [ROOT / name for name in names if (ROOT / name).exists()]
 

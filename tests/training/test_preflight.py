@@ -97,6 +97,18 @@ def test_files_are_written_to_the_run_itself_or_to_scratch(tmp_path: Path):
     assert local_folder(remote, open_place(remote.run_folder())) == tmp_path / "tiny"
 
 
+def test_scratch_of_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch):
+    """Containers run as users that /etc/passwd does not know, and so that two of them differ."""
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    folders = set()
+    for uid in (54321, 54322):
+        monkeypatch.setattr("os.getuid", lambda uid=uid: uid)
+        folders.add(local_folder(config_for("s3://bucket/run"), open_place("s3://bucket/run")))
+    assert len(folders) == 2
+
+
 def test_progress_without_a_checkpoint_is_refused(tmp_path: Path):
     place = open_place(tmp_path)
     assert find_checkpoint(place, autoresume=True) is None
