@@ -23,6 +23,7 @@ from recipe.training.callbacks import EMASnapshots, SampleGrid, snapshot_tensors
 from recipe.training.checkpointing import Checkpoints
 from recipe.training.folder import PROGRESS, RunFolder
 from recipe.training.model import DiffusionModel, unwrap
+from recipe.weights.checkpoints import retain
 from recipe.weights.snapshots import SnapshotReader, list_snapshots
 
 BATCH = 16
@@ -159,6 +160,19 @@ def test_snapshots_hold_the_averages_of_their_time(ran: tuple[Path, Averages]):
             assert (reader.info.nimg, reader.info.sigma_rel) == (snapshot.nimg, snapshot.sigma_rel)
             stored = torch.cat([reader.read(name).flatten() for name in names])
         assert torch.equal(stored, averages.after[snapshot.nimg, snapshot.sigma_rel])
+
+
+@pytest.mark.parametrize("keep", [0, -2])
+def test_keeping_none_is_no_setting(keep: int, tmp_path: Path):
+    """The configuration refuses it; here nothing is deleted before it is noticed."""
+    folder = run_folder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "ba8-rank0.pt").write_text("someone's")
+    with pytest.raises(AssertionError):
+        snapshots(folder, BATCH, keep)
+    with pytest.raises(AssertionError):
+        retain(folder.place.child("checkpoints"), keep)
+    assert (tmp_path / "checkpoints" / "ba8-rank0.pt").exists()
 
 
 # What else they do
