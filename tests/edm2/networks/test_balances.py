@@ -16,7 +16,7 @@ SMALL: dict[str, Any] = dict(
 LABELS, NOISE = torch.tensor([0, 1]), torch.tensor([-0.3, 0.4])
 
 
-def unet(**balances: float) -> UNet:
+def unet(**balances: Any) -> UNet:
     torch.manual_seed(1)
     net = UNet(**(SMALL | balances))
     with torch.no_grad():
