@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from helpers.commands import ROOT
-from recipe.configuration.reader import read_config
+from recipe.storage.local import LocalPlace
 from recipe.training.folder import RunFolder
 
 
 def run_folder(path: Path) -> RunFolder:
     """The folder of a run at `path`, on this machine."""
-    return RunFolder(read_config([str(ROOT / "yamls" / "edm2.yaml"), f"save_folder={path}"]))
+    return RunFolder(LocalPlace(path), path)

@@ -14,6 +14,7 @@ from composer.loggers import Logger
 from helpers.run_folders import run_folder
 from helpers.step_inputs import input_algorithms
 from helpers.training import TINY, Examples, fit, flat
+from recipe.data.facts import DataFacts
 from recipe.edm2.ema import power_function_beta
 from recipe.edm2.lr import learning_rate
 from recipe.edm2.networks.precond import Precond, project_weights_
@@ -44,7 +45,7 @@ def train(model: DiffusionModel, steps: int, *callbacks: Callback, rampup: int =
 
 
 def snapshots(folder: RunFolder, interval: int, keep: int = -1, dtype: torch.dtype = torch.float32) -> EMASnapshots:
-    return EMASnapshots(folder, interval, TINY, dtype, {}, keep)
+    return EMASnapshots(folder, interval, TINY, dtype, DataFacts(), keep)
 
 
 def times(folder: Path) -> list[int]:
@@ -206,6 +207,21 @@ def test_grids_leave_the_network_training(tmp_path: Path):
 
     train(tiny_model(), 3, Mode(), Grid(run_folder(tmp_path), BATCH, 1, SamplerSettings(num_steps=1), 1))
     assert modes == [(True, False)] * 3
+
+
+def test_images_of_a_grid_have_the_seeds_and_classes_of_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[list[int], list[int], int]] = []
+
+    def noted(net: Precond, seeds: list[int], labels: list[int], settings: SamplerSettings, batch_size: int):
+        asked.append((seeds, labels, batch_size))
+        return [torch.zeros(len(seeds), 1, 8, 8)]
+
+    monkeypatch.setattr("recipe.training.callbacks.generate_batches", noted)
+    grid = SampleGrid(run_folder(tmp_path), BATCH, 23, SamplerSettings(), 5)
+    assert grid.draw(tiny_model().net).shape == (23, 1, 8, 8)
+    grid.draw(Precond(**(TINY | {"label_dim": 0})))
+    seeds = list(range(23))
+    assert asked == [(seeds, [*range(10), *range(10), 0, 1, 2], 5), (seeds, [-1] * 23, 5)]
 
 
 # The first step
