@@ -219,7 +219,7 @@ def test_images_of_a_grid_have_the_seeds_and_classes_of_their_places(tmp_path: P
     monkeypatch.setattr("recipe.training.callbacks.generate_batches", noted)
     grid = SampleGrid(run_folder(tmp_path), BATCH, 23, SamplerSettings(), 5)
     assert grid.draw(tiny_model().net).shape == (23, 1, 8, 8)
-    grid.draw(Precond(**(TINY | {"label_dim": 0})))
+    grid.draw(Precond(**{**TINY, "label_dim": 0}))
     seeds = list(range(23))
     assert asked == [(seeds, [*range(10), *range(10), 0, 1, 2], 5), (seeds, [-1] * 23, 5)]
 
