@@ -71,6 +71,7 @@ class EMASnapshots(_AtIntervals):
         facts: DataFacts,
         keep: int = -1,
     ):
+        assert keep == -1 or keep >= 1, keep  # 0 would delete every average as soon as it is stored
         super().__init__(interval)
         self.folder = folder
         self.network = network
@@ -91,10 +92,10 @@ class EMASnapshots(_AtIntervals):
         name = f"snapshots/{snapshot_name(info.nimg, info.sigma_rel)}"
         save_snapshot(self.folder.local / name, tensors, info)
         self.folder.store(name)
-        if self.keep >= 0:
+        if self.keep > 0:
             place = self.folder.place.child("snapshots")
             ours = [entry.name for entry in place.list() if entry.name.endswith(Path(name).name.rpartition("-")[2])]
-            place.delete(ours[: -self.keep] if self.keep > 0 else ours)
+            place.delete(ours[: -self.keep])
 
 
 @torch.no_grad()

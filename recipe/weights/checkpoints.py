@@ -105,6 +105,7 @@ def clean_up(place: Place) -> Checkpoint | None:
 
 def retain(place: Place, keep: int) -> Checkpoint | None:
     """Delete all but the `keep` newest whole checkpoints and what is newer, -1 = nothing; returns the newest whole."""
+    assert keep == -1 or keep >= 1, keep  # 0 would leave nothing to resume from
     whole: list[Checkpoint] = []
     for checkpoint in reversed(list_checkpoints(place)):
         if 0 <= keep <= len(whole):

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, MetadataIndex
 from torch.torch_version import TorchVersion
 
 from recipe.command_line import UserError
@@ -112,17 +113,24 @@ def parse_metadata(data: bytes, where: str) -> Metadata:
         raise _foreign(where, error) from None
     except Exception as error:  # garbage can raise anything: it is refused all the same
         raise _damaged(where, error) from None
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-        raise UntrustedPickle(f"{where}: is not the metadata of a checkpoint; fetch it again from where it was made")
-    for part in metadata.storage_data.values():
-        name = part.relative_path
+    tables = ("state_dict_metadata", "planner_data", "storage_data")
+    if not isinstance(metadata, Metadata) or not all(isinstance(vars(metadata).get(table), dict) for table in tables):
+        raise _not_metadata(where)
+    for index, part in vars(metadata)["storage_data"].items():
+        if not isinstance(index, MetadataIndex) or not isinstance(part, _StorageInfo):
+            raise _not_metadata(where)
+        name, offset, length = (vars(part).get(field) for field in ("relative_path", "offset", "length"))
         if not isinstance(name, str) or name in ("", ".", "..") or PurePosixPath(name).name != name or "\\" in name:
             raise UntrustedPickle(f"{where}: names the part {name!r}, which is not a file beside it; do not load it")
-        if not (isinstance(part.offset, int) and isinstance(part.length, int) and part.offset >= 0 <= part.length):
-            raise UntrustedPickle(f"{where}: gives {name} the range {part.offset} + {part.length}; do not load it")
+        if not (isinstance(offset, int) and isinstance(length, int) and offset >= 0 <= length):
+            raise UntrustedPickle(f"{where}: gives {name} the range {offset} + {length}; do not load it")
         if part.transform_descriptors:  # what is unpacked from the part would be other bytes than were checked
             raise UntrustedPickle(f"{where}: {name} is packed by {part.transform_descriptors}; do not load it")
     return metadata
+
+
+def _not_metadata(where: str) -> UntrustedPickle:
+    return UntrustedPickle(f"{where}: is not the metadata of a checkpoint; fetch it again from where it was made")
 
 
 def _foreign(where: str, name: object) -> UntrustedPickle:
