@@ -239,7 +239,7 @@ def test_constants_of_the_latents():
 
 def test_pixels_are_within_1():
     assert to_network(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
-    assert to_pixels(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0, 128, 255]
+    assert to_pixels(torch.tensor([-3.0, -1.0, 0.0, 1.0, 1.5])).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_facts_of_the_averages():
