@@ -192,7 +192,9 @@ def test_defaults_of_the_loss():
 
 def test_defaults_of_the_network():
     expected = {key.split(".")[1]: shared for key, shared in SHARED.items() if key.startswith("model.")}
-    found = defaults(UNet) | {key: value for key, value in defaults(Precond).items() if key != "dtype"}
+    of_blocks = ("channels_per_head", "dropout", "res_balance", "attn_balance", "clip_act")
+    found = defaults(UNet) | {key: defaults(Block)[key] for key in of_blocks}
+    found |= {key: value for key, value in defaults(Precond).items() if key != "dtype"}
     found["channel_mult"], found["attn_resolutions"] = list(found["channel_mult"]), list(found["attn_resolutions"])
     assert found.pop("model_channels") == 192
     assert found.pop("dropout") == 0
@@ -200,8 +202,6 @@ def test_defaults_of_the_network():
     for given_by_the_data in ("img_resolution", "label_dim", "dtype"):
         del expected[given_by_the_data]
     assert found == expected
-    shared = ("channels_per_head", "res_balance", "attn_balance", "clip_act")
-    assert {key: defaults(Block)[key] for key in shared} == {key: expected[key] for key in shared}
 
 
 def test_defaults_of_the_sampler():
@@ -239,7 +239,7 @@ def test_constants_of_the_latents():
 
 def test_pixels_are_within_1():
     assert to_network(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
-    assert to_pixels(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0, 128, 255]
+    assert to_pixels(torch.tensor([-3.0, -1.0, 0.0, 1.0, 1.5])).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_facts_of_the_averages():

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composer.core import Algorithm, Callback, State
+from composer.core import Callback, State
 from composer.loggers import Logger
 from scipy.stats import chi2
 from torch.utils.data import Dataset
 
-from helpers.step_inputs import Tensors, input_algorithms, step_inputs
+from helpers.step_inputs import Tensors, inputs_algorithm, step_inputs
 from helpers.training import TINY, Examples, fit
 from recipe.edm2 import rng
 from recipe.edm2.augment import Augmentation
@@ -189,7 +189,7 @@ def seen_in_training(kind: str) -> list[Tensors]:
         settings |= {"augmentation": OFTEN} if kind == "augmented" else {"x_flip": True}
     model = DiffusionModel(Precond(**TINY, augment_dim=9 if kind == "augmented" else 0), [0.05])
     seen = Seen()
-    fit(model, examples, list[Algorithm](input_algorithms(5, **settings)), 16, 8, callbacks=(seen,))
+    fit(model, examples, [inputs_algorithm(5, **settings)], 16, 8, callbacks=(seen,))
     return seen.batches
 
 

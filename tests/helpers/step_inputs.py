@@ -1,18 +1,18 @@
-"""What a step trains on, drawn by the recipe's own algorithms: the one place in the tests that knows their names."""
+"""What a step trains on, drawn by the recipe's own algorithm: one place in the tests that knows its arguments."""
 
 from typing import Any
 
 import torch
-from composer.core import Algorithm
 
+from recipe.configuration.schema import Loss
 from recipe.edm2.augment import Augmentation
 from recipe.edm2.latents import Whitening
-from recipe.training.inputs import ExampleImages, ExampleNoise
+from recipe.training.inputs import ExampleInputs
 
 Tensors = dict[str, torch.Tensor]
 
 
-def input_algorithms(
+def inputs_algorithm(
     seed: int = 0,
     *,
     P_mean: float = -0.4,
@@ -21,17 +21,12 @@ def input_algorithms(
     whitening: Whitening | None = None,
     x_flip: bool = False,
     augmentation: Augmentation | None = None,
-    rank: int = 0,
-) -> list[Algorithm]:
-    """The algorithms that make a step's inputs, in their order."""
-    return [
-        ExampleImages(seed, whitening, x_flip, augmentation),
-        ExampleNoise(seed, P_mean, P_std, label_dropout, rank),
-    ]
+) -> ExampleInputs:
+    """The algorithm that makes a step's inputs."""
+    loss = Loss(P_mean=P_mean, P_std=P_std, label_dropout=label_dropout)
+    return ExampleInputs(seed, loss, whitening, x_flip, augmentation)
 
 
 def step_inputs(batch: Tensors, batch_number: int, seed: int = 0, **settings: Any) -> Tensors:
-    """The examples in `batch` as step `batch_number` trains on them; settings as of `input_algorithms`."""
-    for algorithm in input_algorithms(seed, **settings):
-        batch = batch | algorithm.draw(batch, batch_number)  # pyright: ignore[reportAttributeAccessIssue]
-    return batch
+    """The examples in `batch` as step `batch_number` trains on them; settings as of `inputs_algorithm`."""
+    return dict(inputs_algorithm(seed, **settings).draw(batch, batch_number))  # pyright: ignore

@@ -12,7 +12,7 @@ from composer.core import Algorithm, Callback, State
 from composer.loggers import Logger
 
 from helpers.run_folders import run_folder
-from helpers.step_inputs import input_algorithms
+from helpers.step_inputs import inputs_algorithm
 from helpers.training import TINY, Examples, fit, flat
 from recipe.data.facts import DataFacts
 from recipe.edm2.ema import power_function_beta
@@ -39,7 +39,7 @@ def train(model: DiffusionModel, steps: int, *callbacks: Callback, rampup: int =
     torch.manual_seed(4)
     examples = Examples(torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10)
     algorithms: list[Algorithm] = [
-        ForcedWeightNorm(), InverseSqrtLR(BATCH, 0.01, 8, rampup), *input_algorithms(5), ScrubGradients(), PowerEMA(),
+        ForcedWeightNorm(), InverseSqrtLR(BATCH, 0.01, 8, rampup), inputs_algorithm(5), ScrubGradients(), PowerEMA(),
     ]  # fmt: skip
     return fit(model, examples, algorithms, BATCH, steps, callbacks=callbacks)
 

@@ -1,6 +1,7 @@
 """The ComposerModel by itself: fresh averages, the loss's two means, what SpeedMonitor counts, and its modes."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from helpers.training import TINY, flat
 from recipe.edm2.networks.flops import macs_per_image
 from recipe.edm2.networks.precond import Precond
+from recipe.training.inputs import Batch
 from recipe.training.model import DiffusionModel
 
 
@@ -16,7 +18,7 @@ def model(sigma_rels: tuple[float, ...] = (0.05, 0.1)) -> DiffusionModel:
     return DiffusionModel(Precond(**TINY), list(sigma_rels))
 
 
-def batch(count: int) -> dict[str, torch.Tensor]:
+def batch(count: int) -> Batch:
     generator = torch.Generator().manual_seed(4)
     return {
         "image": torch.rand(count, 1, 8, 8, generator=generator),
@@ -66,13 +68,13 @@ def test_loss_is_a_mean_over_images_of_sums_over_elements():
     s, y = given["sigma"].double()[:, None, None, None], given["image"].double()
     denoised = 0.25 / (s**2 + 0.25) * (y + s * given["noise"].double())
     error = ((s**2 + 0.25) / (0.5 * s) ** 2 * (denoised - y) ** 2).sum(dim=(1, 2, 3))
-    u = outputs["logvar"].double()
+    u = made.net(given["image"], given["sigma"], return_logvar=True)[1].double()
     assert losses["total"].item() == pytest.approx((error / u.exp() + 64 * u).mean().item(), rel=1e-5)
     assert losses["denoising"].item() == pytest.approx(error.mean().item() / 64, rel=1e-5)
     assert not losses["denoising"].requires_grad
     losses["total"].backward()
     assert all(parameter.grad is not None for parameter in made.parameters_to_train())
-    doubled = {name: torch.cat([tensor, tensor]) for name, tensor in given.items()}
+    doubled: Any = {name: torch.cat([tensor, tensor]) for name, tensor in given.items()}  # pyright: ignore
     assert made.loss(made(doubled), doubled)["total"].item() == pytest.approx(losses["total"].item(), rel=1e-5)
 
 

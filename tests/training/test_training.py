@@ -79,6 +79,12 @@ def test_nonfinite_gradients_are_scrubbed_counted_and_logged(caplog: pytest.LogC
     assert flat(model.net).isfinite().all()
 
 
+def test_every_kind_of_nonfinite_element_becomes_0():
+    gradients = [torch.tensor([float("nan"), 1.5, float("inf")]), torch.tensor([[float("-inf"), -2.0]]), torch.ones(3)]
+    assert scrub_(gradients) == 3
+    assert [gradient.tolist() for gradient in gradients] == [[0, 1.5, 0], [[0, -2.0]], [1, 1, 1]]
+
+
 def test_scrub_keeps_huge_finite_gradients():
     gradient = torch.tensor([3e38, 3e38, float("nan")])
     assert scrub_([gradient, torch.ones(2)]) == 1
