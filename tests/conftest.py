@@ -3,6 +3,7 @@ import secrets
 
 # Tests, their ranks and their loader workers share few cores: spinning OpenMP threads would slow all of them a lot.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
     from helpers.fault_proxy import FaultProxy
     from helpers.object_store import ObjectStore
     from helpers.slurm_cluster import SlurmCluster
+    from recipe.storage.places import Place
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file run in one process, for their fixtures' sake, unless a group of theirs says otherwise."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +47,20 @@ def object_store() -> Iterator["ObjectStore"]:
             patch.setenv(name, value)
         yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def two_ranks(digits: Path, object_store: "ObjectStore") -> "Place":
+    """The run of helpers/two_ranks.py without disturbance: what all others like it must end in; read-only."""
+    from helpers.commands import run
+    from helpers.two_ranks import SNAPSHOTS, command
+    from recipe.storage.addresses import open_place
+
+    place = open_place(f"s3://{object_store.bucket}/two-ranks")
+    done = run(command(digits, place.address), env=object_store.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(place.list("snapshots/")) == SNAPSHOTS
+    return place
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ RUN_BY = {
     r"RANKS_PER_NODE=2 sbatch --nodes=2 .*launch/run\.sh .*": "test_slurm.py::test_nodes_and_ranks",
     r"launch/run\.sh yamls/edm2\.yaml": "test_slurm.py::test_like_one_process",
     r"launch/array_eval\.sh .*": "test_launch.py::test_samples_by_many_lengths",
-    r"composer -n 2 recipe/train\.py .*": "test_launch.py::by_composer",
+    r"composer -n 2 recipe/train\.py .*": "conftest.py::two_ranks",
     r"torchrun --nproc-per-node=2 recipe/train\.py .*": "test_launch.py::test_torchrun",
     r"\./launch/docker_build\.sh.*": "test_image.py::built",
     r"\./launch/docker_run\.sh self-check": "test_image.py::test_examines_itself",

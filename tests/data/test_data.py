@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from helpers.commands import assert_refused, command_line, run, train_arguments
+from helpers.commands import assert_refused
+from helpers.forks import train
 from recipe.data.checks import check_data, check_statistics
 from recipe.data.dataset import ImageDataset
 from recipe.data.facts import DataError
@@ -145,7 +146,7 @@ def test_samples_without_statistics_are_checked_one_by_one(digits: Path, network
 def test_training_refuses_bad_data_before_it_writes_anything(digits: Path, tmp_path: Path):
     shards = copy_of(digits, tmp_path)
     damage_truncated_shard(shards)
-    done = run(command_line("train.py", *train_arguments(shards, tmp_path / "run")))
+    done = train(shards, tmp_path / "run")
     assert_refused(done, str(shards / "shard.00000.mds"), "cut short")
     assert not (tmp_path / "run").exists()
 
@@ -154,7 +155,7 @@ def test_training_refuses_bad_data_before_it_writes_anything(digits: Path, tmp_p
 def test_a_bad_label_met_while_training_is_named(digits: Path, tmp_path: Path):
     shards = copy_of(digits, tmp_path)
     (shards / "stats.json").unlink()
-    done = run(command_line("train.py", *train_arguments(shards, tmp_path / "run", "model.label_dim=9")))
+    done = train(shards, tmp_path / "run", "model.label_dim=9")
     assert_refused(done, "shard.00000.mds, sample", "has label 9, but model.label_dim 9 allows 0 to 8")
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from streaming import MDSWriter
 
-from helpers.commands import assert_refused, command_line, run, train_arguments
+from helpers.commands import assert_refused, train_arguments
+from helpers.forks import train
 from helpers.runs import losses
 from recipe.configuration.reader import read_config
 from recipe.data.checks import check_data, resolve, warn_of_sigma_data
@@ -185,11 +186,11 @@ def test_loader_brings_latents(tmp_path: Path):
 def test_training_on_latents(tmp_path: Path):
     shards = write_latents(tmp_path / "shards")
     overrides = ["model.img_channels=4", "duration=8ba", "ema.snapshot_interval=8ba"]
-    done = run(command_line("train.py", *train_arguments(shards, tmp_path / "run", *overrides)))
+    done = train(shards, tmp_path / "run", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(losses(tmp_path / "run")) == 8
     with SnapshotReader(list_snapshots(tmp_path / "run" / "snapshots")[0].path) as reader:
         dataset = reader.info.dataset
     assert dataset["whitening"] == {"mean": list(STABLE_DIFFUSION.mean), "std": list(STABLE_DIFFUSION.std)}
-    refused = run(command_line("train.py", *train_arguments(shards, tmp_path / "b", *overrides, "augment={}")))
+    refused = train(shards, tmp_path / "b", *overrides, "augment={}")
     assert_refused(refused, "augment: data.local", "set augment=null")

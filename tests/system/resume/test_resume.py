@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.commands import ROOT, assert_refused, command_line, composer, run, tensorboard, train_arguments
+from helpers.commands import ROOT, assert_refused, composer, run, tensorboard, train_arguments
+from helpers.forks import train
 
 pytestmark = pytest.mark.slow
 
 DROPOUT = "model.dropout=0.1"  # its random numbers must be repeated as well
-
-
-def train(data: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return run(command_line("train.py", *train_arguments(data, folder, *overrides)))
 
 
 def kill_when(process: subprocess.Popen, path: Path, timeout: float = 200) -> None:

@@ -10,31 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import BIN, ROOT, TRAIN, composer, free_port, run, train_arguments
+from helpers.commands import BIN, ROOT, TRAIN, free_port, run
+from helpers.runs import stored_snapshots
+from helpers.two_ranks import SNAPSHOTS, arguments
+from recipe.storage.places import Place
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("two ranks")]
 
-SETTINGS = ("duration=64ba", "ema.snapshot_interval=8ba", "checkpoints.interval=8ba", "logging.tensorboard=false")
-FSDP = ("fsdp={}", *SETTINGS)
 SECONDS = 150  # of one start, on a busy machine
-
-
-def arguments(digits: Path, folder: Path, *more: str) -> list[str]:
-    return train_arguments(digits, folder, *FSDP, *more)
 
 
 def snapshots(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "snapshots").glob("*.safetensors")}
 
 
-@pytest.fixture(scope="module")
-def by_composer(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+@pytest.fixture
+def by_composer(two_ranks: Place) -> dict[str, bytes]:
     """The snapshots of two ranks by Composer's launcher."""
-    folder = tmp_path_factory.mktemp("composer") / "run"
-    done = run(composer(2, *arguments(digits, folder)), timeout=SECONDS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(snapshots(folder)) == 16
-    return snapshots(folder)
+    return {name.removeprefix("snapshots/"): content for name, content in stored_snapshots(two_ranks).items()}
 
 
 @contextmanager
@@ -84,7 +77,7 @@ def test_torchrun(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
         process.terminate()
         assert process.wait(timeout=60) != 0
     assert "saving and stopping after batch" in (tmp_path / "log").read_text()
-    assert 0 < len(snapshots(folder)) < 16
+    assert 0 < len(snapshots(folder)) < SNAPSHOTS
     meet = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     lines = [[torchrun, *meet, f"--node-rank={node}", str(TRAIN), *arguments(digits, folder)] for node in (0, 1)]
     with started(on_two_machines(*lines), tmp_path / "log") as processes:
