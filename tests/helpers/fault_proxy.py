@@ -42,9 +42,9 @@ class Gone(Exception):
 class FaultProxy:
     """Passes on to `endpoint`, with a fault in `share` of the requests. Counters: `counts` by kind, `log` in full.
 
-    Attributes that a test may change at any time: `share`, `kinds`, `delay` (seconds of a slow answer) and
-    `bytes_per_second` (of all bodies together, either way; None = no limit), and `hold`: requests of which it says True,
-    from their method and target, are never passed on, and the first of them sets `held`.
+    Attributes that a test may change at any time: `share`, `kinds`, `delay` (seconds of a slow answer),
+    `bytes_per_second` (of all bodies together, either way; None = no limit), and `hold`, a function of a request's
+    method and target: requests for which it is true are never passed on, and the first of them sets `held`.
     """
 
     def __init__(self, endpoint: str, share: float = 0.1, seed: int = 0, kinds: Sequence[str] = KINDS):
