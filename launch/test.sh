@@ -35,7 +35,10 @@ else
   part "slow tests" beside -m "slow and not alone and not soak"
   part "tests that need the machine" tests -m "alone and not soak"
 fi
-if [ "$*" = soak ]; then part "soak" tests -m soak; fi
+if [ "$*" = soak ]; then
+  part "soak" tests -m soak
+  part "other processors, Pythons and users" launch/test_elsewhere.sh
+fi
 
 printf '== %d min %02d s in all; ' $((SECONDS / 60)) $((SECONDS % 60))
 if [ ${#failed[@]} -gt 0 ]; then

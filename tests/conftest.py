@@ -1,5 +1,7 @@
+import ctypes
 import os
 import secrets
+import subprocess
 
 # Tests, their ranks and their loader workers share few cores: spinning OpenMP threads would slow all of them a lot.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,11 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+CLONE_NEWNS = 0x00020000  # from linux/sched.h
+
 if TYPE_CHECKING:
     from helpers.fault_proxy import FaultProxy
     from helpers.object_store import ObjectStore
     from helpers.slurm_cluster import SlurmCluster
     from recipe.storage.places import Place
+
+
+def pytest_configure() -> None:
+    """Where root may, give each of several processes a /dev/shm of its own, as on machines of their own.
+
+    Runs that start at the same moment can choose the same names there: streaming first looks for free ones, then takes
+    them.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
 
 
 @pytest.hookimpl(tryfirst=True)

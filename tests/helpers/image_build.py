@@ -1,7 +1,7 @@
 """Builds and runs the image for real with podman and runc: no daemon, no registry, on a base made here.
 
-podman's storage is kept between runs of the tests, so that only layers that changed are built again: below
-~/.cache/edm2-recipe, about 12 GB, in a folder for this lock file and this Dockerfile; those of earlier ones are deleted.
+podman's storage is kept between runs of the tests, so that only layers that changed are built again: about 12 GB below
+~/.cache/edm2-recipe, in a folder for this lock file and this Dockerfile; those of earlier ones are deleted.
 """
 
 import ast

@@ -271,12 +271,13 @@ def kill_at_random(
             landed += 1
 
 
-def test_kill_9_at_random_moments_changes_no_byte(photos: Path, undisturbed: Path, tmp_path: Path):
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.soak])])
+def test_kill_9_at_random_moments_changes_no_byte(kills: int, photos: Path, undisturbed: Path, tmp_path: Path):
     begin = time.monotonic()
     prepare(str(photos), tmp_path / "timed", workers=2, **OPTIONS)
     longest = (time.monotonic() - begin) / 4
     out = tmp_path / "out"
-    kill_at_random(random.Random(0), 10, longest, lambda: shutil.rmtree(out), str(photos), out, workers=2, **OPTIONS)
+    kill_at_random(random.Random(0), kills, longest, lambda: shutil.rmtree(out), str(photos), out, workers=2, **OPTIONS)
     prepare(str(photos), out, workers=2, **OPTIONS)
     assert contents(out) == contents(undisturbed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "timed"]

@@ -5,13 +5,12 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from helpers.commands import ROOT, TRAIN, run
+from helpers.commands import TRAIN, end, run, started
 from helpers.fault_proxy import FaultProxy
 from helpers.object_store import ObjectStore, environment
 from helpers.two_ranks import SNAPSHOTS, assert_same_end, command
@@ -33,25 +32,6 @@ def ranks_of(launcher: subprocess.Popen) -> list[int]:
     """Process ids of the ranks, by rank."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     return [int(child) for child in children]
-
-
-@contextmanager
-def started(line: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """A training in its own process group, which is gone afterwards."""
-    with open(log, "a") as file:
-        process = subprocess.Popen(
-            line, cwd=ROOT, env=os.environ | env, stdout=file, stderr=file, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            end(process)
-
-
-def end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen, timeout: float = 120) -> None:
@@ -110,12 +90,11 @@ def test_kills_at_chosen_states(object_store: ObjectStore, two_ranks: Place, dig
         with FaultProxy(object_store.endpoint, share=0) as proxy:
             proxy.hold = holds
             line = command(digits, folder, script=script)
-            with started(line, environment(proxy.endpoint), tmp_path / "log") as process:
+            with started(line, tmp_path / "log", environment(proxy.endpoint)) as process:
                 wait_until(proxy.held.is_set, process)
                 assert proxy.held.is_set(), (tmp_path / "log").read_text()
                 wait_until(lambda state=state: state(place), process, 20)
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                end(process)
         assert state(place)
         assert_whole(place)
     newest = newest_whole(place.child("checkpoints"))
@@ -131,7 +110,7 @@ def kill_at_random(
     """Kill a rank, the server or all ranks, in this order, each a random moment after a new snapshot."""
     left, listed = list(reversed(kinds)), {entry.name for entry in place.list("snapshots/")}
     while left:
-        with started(line, store.environment, tmp_path / "log") as process:
+        with started(line, tmp_path / "log", store.environment) as process:
             seen = len(place.list("snapshots/"))
             wait_until(lambda seen=seen: len(place.list("snapshots/")) > seen, process)
             assert process.poll() is None, f"the run ended before {left[::-1]}"
@@ -177,7 +156,7 @@ def test_preempted_run_saves_and_goes_on(object_store: ObjectStore, two_ranks: P
     place = open_place(folder)
     log = tmp_path / "log"
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        with started(command(digits, folder), object_store.environment, log) as process:
+        with started(command(digits, folder), log, object_store.environment) as process:
             seen = len(place.list("snapshots/"))
             wait_until(lambda seen=seen: len(place.list("snapshots/")) > seen, process)
             with pytest.raises(OwnedError, match="belongs to a live run"):  # nobody else may have its folder
