@@ -73,6 +73,7 @@ def _become(rank: int, request: dict[str, Any]) -> NoReturn:
     names = ("0.out", "0.err") if rank == 0 else (f"{rank}.err", f"{rank}.err")
     for descriptor, name in zip((1, 2), names, strict=True):
         _redirect(descriptor, os.path.join(request["folder"], name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    Path(request["folder"], f"{rank}.pid").write_text(str(os.getpid()))
     os.environ.clear()
     os.environ.update(request["environment"])
     if request["ranks"] > 1:

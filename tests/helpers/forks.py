@@ -9,11 +9,16 @@ documented command is started for real by at least one test.
 """
 
 import atexit
+import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +33,75 @@ def train(data: Path, folder: Path, *overrides: str, ranks: int = 1) -> subproce
     return run_forked(TRAIN, *train_arguments(data, folder, *overrides), ranks=ranks)
 
 
+class Forked:
+    """A script that runs on several ranks, or on one; as a context it is killed at its end. One at a time.
+
+    Args:
+        script: of recipe/, by name, or any, by path.
+        timeout: seconds after which it is killed.
+    """
+
+    def __init__(
+        self, script: str | Path, *arguments: str | int | Path, ranks: int = 1, env: dict[str, str] | None = None,
+        timeout: float = 300,
+    ):  # fmt: skip
+        self.line = [str(ROOT / "recipe" / script), *map(str, arguments)]
+        self.folder = Path(tempfile.mkdtemp(prefix="forked-"))
+        self.size, self.timeout = ranks, timeout
+        request = {"line": self.line, "environment": os.environ | (env or {}), "ranks": ranks, "timeout": timeout,
+                   "port": free_port(), "folder": str(self.folder)}  # fmt: skip
+        self._status = ThreadPoolExecutor(1).submit(_ask, request)
+
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
+        shutil.rmtree(self.folder)
+
+    def ranks(self) -> list[int]:
+        """Process ids by rank, once all are started."""
+        paths = [self.folder / f"{rank}.pid" for rank in range(self.size)]
+        while not all(path.exists() and path.read_text() for path in paths):
+            time.sleep(0.01)
+        return [int(path.read_text()) for path in paths]
+
+    def poll(self) -> int | None:
+        """None while it runs, then the first exit status of any rank that is not 0, or 0."""
+        return self.wait(0) if self._status.done() else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for this status. Raises TimeoutExpired, as of the limit given at the start."""
+        status = self._status.result(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired(self.line, self.timeout, self.output(), self.errors())
+        return status
+
+    def kill(self) -> None:
+        """Kill -9 all ranks that are left."""
+        if not self._status.done():
+            for pid in self.ranks():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._status.result(60)
+
+    def output(self) -> str:
+        """What rank 0 printed."""
+        return (self.folder / "0.out").read_text()
+
+    def errors(self) -> str:
+        """What rank 0 printed as errors, and all that the other ranks printed."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob("*.err")))
+
+
 def run_forked(
     script: str | Path, *arguments: str | int | Path, ranks: int = 1, env: dict[str, str] | None = None,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """Run a script of recipe/, by name or path, on several ranks, or on one, to its end.
-
-    Returns:
-        What rank 0 printed, and the first exit status of any rank that is not 0. `stderr` also holds what the other
-        ranks printed.
-
-    Raises:
-        subprocess.TimeoutExpired: it was still running after `timeout` seconds, and was killed.
-    """
-    line = [str(ROOT / "recipe" / script), *map(str, arguments)]
-    with tempfile.TemporaryDirectory(prefix="forked-") as folder:
-        request = {"line": line, "environment": os.environ | (env or {}), "ranks": ranks, "timeout": timeout,
-                   "port": free_port(), "folder": folder}  # fmt: skip
-        status = _ask(request)
-        printed = {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
-    errors = "".join(printed[name] for name in printed if name != "0.out")
-    if status is None:
-        raise subprocess.TimeoutExpired(line, timeout, printed["0.out"], errors)
-    return subprocess.CompletedProcess(line, status, printed["0.out"], errors)
+    """Run a script to its end, with the arguments of `Forked`."""
+    with Forked(script, *arguments, ranks=ranks, env=env, timeout=timeout) as process:
+        status = process.wait()
+        return subprocess.CompletedProcess(process.line, status, process.output(), process.errors())
 
 
 def _ask(request: dict[str, Any]) -> int | None:

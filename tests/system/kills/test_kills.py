@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import TRAIN, end, run, started
+from helpers.commands import TRAIN, run, started
 from helpers.fault_proxy import FaultProxy
+from helpers.forks import Forked
 from helpers.object_store import ObjectStore, environment
-from helpers.two_ranks import SNAPSHOTS, assert_same_end, command
+from helpers.two_ranks import SNAPSHOTS, arguments, assert_same_end, command
 from recipe.storage import s3_client
 from recipe.storage.addresses import open_place
 from recipe.storage.ownership import OwnedError, Ownership
@@ -34,7 +35,7 @@ def ranks_of(launcher: subprocess.Popen) -> list[int]:
     return [int(child) for child in children]
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen, timeout: float = 120) -> None:
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | Forked, timeout: float = 200) -> None:
     """Until `condition` holds or the process has ended."""
     deadline = time.monotonic() + timeout
     while not condition() and process.poll() is None:
@@ -89,28 +90,31 @@ def test_kills_at_chosen_states(object_store: ObjectStore, two_ranks: Place, dig
     for holds, state, script in STATES:
         with FaultProxy(object_store.endpoint, share=0) as proxy:
             proxy.hold = holds
-            line = command(digits, folder, script=script)
-            with started(line, tmp_path / "log", environment(proxy.endpoint)) as process:
-                wait_until(proxy.held.is_set, process)
-                assert proxy.held.is_set(), (tmp_path / "log").read_text()
-                wait_until(lambda state=state: state(place), process, 20)
-                end(process)
+            with Forked(script, *arguments(digits, folder), ranks=2, env=environment(proxy.endpoint)) as process:
+                wait_until(lambda held=proxy.held: held.is_set(), process)
+                assert process.poll() is None, process.output() + process.errors()
+                wait_until(lambda state=state: state(place), process)
         assert state(place)
         assert_whole(place)
     newest = newest_whole(place.child("checkpoints"))
     assert newest is None or newest.batch < 96
-    kill_at_random(["rank", "server", "all"], random.Random(5), command(digits, folder), object_store, place, tmp_path)
-    finish(command(digits, folder), object_store)
+
+    def start() -> Forked:
+        return Forked(TRAIN, *arguments(digits, folder), ranks=2, env=object_store.environment)
+
+    kill_at_random(["rank", "server", "all"], random.Random(5), start, object_store, place)
+    with start() as process:
+        assert process.wait() == 0, process.output() + process.errors()
     assert_same_end(place, two_ranks)
 
 
 def kill_at_random(
-    kinds: Sequence[str], chance: random.Random, line: list[str], store: ObjectStore, place: Place, tmp_path: Path
+    kinds: Sequence[str], chance: random.Random, start: Callable[[], Forked], store: ObjectStore, place: Place
 ) -> None:
     """Kill a rank, the server or all ranks, in this order, each a random moment after a new snapshot."""
     left, listed = list(reversed(kinds)), {entry.name for entry in place.list("snapshots/")}
     while left:
-        with started(line, tmp_path / "log", store.environment) as process:
+        with start() as process:
             seen = len(place.list("snapshots/"))
             wait_until(lambda seen=seen: len(place.list("snapshots/")) > seen, process)
             assert process.poll() is None, f"the run ended before {left[::-1]}"
@@ -123,17 +127,16 @@ def kill_at_random(
         assert_whole(place)
 
 
-def kill(kind: str, chance: random.Random, process: subprocess.Popen, store: ObjectStore) -> None:
+def kill(kind: str, chance: random.Random, process: Forked, store: ObjectStore) -> None:
     if kind == "server":
         store.kill()
         time.sleep(chance.uniform(0, 2))
         store.start()
     elif kind == "rank" and process.poll() is None:
-        os.kill(chance.choice(ranks_of(process)), signal.SIGKILL)
-        process.wait(timeout=60)
-        assert process.returncode != 0
+        os.kill(chance.choice(process.ranks()), signal.SIGKILL)
+        assert process.wait(60) != 0
     else:
-        end(process)
+        process.kill()
 
 
 @pytest.mark.soak
@@ -141,12 +144,17 @@ def test_kills_at_random_moments(object_store: ObjectStore, digits: Path, tmp_pa
     """Twenty of them, in a longer run."""
     chance = random.Random(11)
     places = [open_place(f"s3://{object_store.bucket}/{name}") for name in ("long-undisturbed", "long-killed")]
-    steady, killed = (command(digits, place.address, *LONG) for place in places)
-    finish(steady, object_store)
+
+    def start(place: Place) -> Forked:
+        line = arguments(digits, place.address, *LONG)
+        return Forked(TRAIN, *line, ranks=2, env=object_store.environment, timeout=1000)
+
+    with start(places[0]) as process:
+        assert process.wait() == 0, process.output() + process.errors()
     kinds = ["rank", "server", "server", "all", "server"] * 4
     chance.shuffle(kinds)
-    kill_at_random(kinds, chance, killed, object_store, places[1], tmp_path)
-    finish(killed, object_store)
+    kill_at_random(kinds, chance, lambda: start(places[1]), object_store, places[1])
+    finish(command(digits, places[1].address, *LONG), object_store)
     assert len(places[0].list("snapshots/")) == 240 // 6 * 2
     assert_same_end(places[1], places[0])
 
