@@ -1,19 +1,48 @@
 #!/usr/bin/env bash
-# Lint, types and tests in the same environment as the main job.
-#   launch/test.sh [pytest arguments]           for example: launch/test.sh -m "not slow"
-# Quick tests run on two processes; slow ones and those that measure time have the machine for themselves.
+# Lint, types and tests in the same environment as the main job; the last line says how long it all took.
+#   launch/test.sh                      the gate: everything but the long random tests
+#   launch/test.sh soak                 those as well
+#   launch/test.sh PYTEST_ARGUMENTS     only these tests, for example: launch/test.sh -m "not slow"
+# Tests run on two processes, except those that measure time or need the whole machine. Status 0: every part passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./launch/install.sh
 bin=${VENV:-.venv}/bin
 export PATH="$PWD/$bin:$PATH"
+SECONDS=0
+failed=()
 
-echo "== shellcheck";  "$bin/shellcheck" launch/*.sh .ci/run
-echo "== ruff";        "$bin/ruff" check .; "$bin/ruff" format --check .
-echo "== pyright";     "$bin/pyright"
-echo "== pytest"
-if [ $# -gt 0 ]; then exec "$bin/python" -m pytest "$@"; fi
-status=0
-"$bin/python" -m pytest -n 2 --dist loadfile -m "not slow and not alone" || status=$?
-"$bin/python" -m pytest -m "slow or alone" || status=$?
-exit "$status"
+# part NAME COMMAND...: run one part; the others run too if it fails
+part() {
+  local name=$1 begin=$SECONDS
+  shift
+  echo "== $name"
+  "$@" || failed+=("$name")
+  echo "== $name took $((SECONDS - begin)) s"
+}
+
+tests() { "$bin/python" -m pytest "$@"; }
+beside() { tests -n 2 --dist loadgroup "$@"; }
+
+part shellcheck "$bin/shellcheck" launch/*.sh .ci/run
+part "ruff check" "$bin/ruff" check .
+part "ruff format" "$bin/ruff" format --check .
+part pyright "$bin/pyright"
+if [ $# -gt 0 ] && [ "$*" != soak ]; then
+  part "tests $*" tests "$@"
+else
+  part "quick tests" beside -m "not slow and not alone and not soak"
+  part "slow tests" beside -m "slow and not alone and not soak"
+  part "tests that need the machine" tests -m "alone and not soak"
+fi
+if [ "$*" = soak ]; then
+  part "soak" tests -m soak
+  part "other processors, Pythons and users" launch/test_elsewhere.sh
+fi
+
+printf '== %d min %02d s in all; ' $((SECONDS / 60)) $((SECONDS % 60))
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'failed: %s\n' "$(IFS=,; echo "${failed[*]}")"
+  exit 1
+fi
+echo "every part passed"

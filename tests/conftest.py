@@ -1,8 +1,11 @@
+import ctypes
 import os
 import secrets
+import subprocess
 
 # Tests, their ranks and their loader workers share few cores: spinning OpenMP threads would slow all of them a lot.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +13,32 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+CLONE_NEWNS = 0x00020000  # from linux/sched.h
+
 if TYPE_CHECKING:
     from helpers.fault_proxy import FaultProxy
     from helpers.object_store import ObjectStore
     from helpers.slurm_cluster import SlurmCluster
+    from recipe.storage.places import Place
+
+
+def pytest_configure() -> None:
+    """Where root may, give each of several processes a /dev/shm of its own, as on machines of their own.
+
+    Runs that start at the same moment can choose the same names there: streaming first looks for free ones, then takes
+    them.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file run in one process, for their fixtures' sake, unless a group of theirs says otherwise."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +62,20 @@ def object_store() -> Iterator["ObjectStore"]:
             patch.setenv(name, value)
         yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def two_ranks(digits: Path, object_store: "ObjectStore") -> "Place":
+    """The run of helpers/two_ranks.py without disturbance: what all others like it must end in; read-only."""
+    from helpers.commands import run
+    from helpers.two_ranks import SNAPSHOTS, command
+    from recipe.storage.addresses import open_place
+
+    place = open_place(f"s3://{object_store.bucket}/two-ranks")
+    done = run(command(digits, place.address), env=object_store.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(place.list("snapshots/")) == SNAPSHOTS
+    return place
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ Streaming's own `clean_stale_shared_memory` deletes all of it, also what a run b
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path("/dev/shm")
@@ -19,9 +19,10 @@ def clear_stale(local: str) -> None:
     deadline = time.monotonic() + PATIENCE
     claim = os.path.abspath(local).encode() + b"\0"
     while True:
-        live = _in_use()
+        segments = list(_own_segments())
+        live = _in_use()  # looked up last: a run that starts meanwhile maps what it has made within microseconds
         claimed = False
-        for path in _own_segments():
+        for path in segments:
             prefix, kind = path.name.split("_", 1)
             if prefix not in live:
                 path.unlink(missing_ok=True)
@@ -32,7 +33,7 @@ def clear_stale(local: str) -> None:
         time.sleep(0.5)
 
 
-def _own_segments() -> Iterable[Path]:
+def _own_segments() -> Iterator[Path]:
     for path in FOLDER.iterdir() if FOLDER.is_dir() else ():
         try:
             if NAME.fullmatch(path.name) and path.stat().st_uid == os.geteuid():

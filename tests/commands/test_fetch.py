@@ -14,6 +14,7 @@ import torch
 
 from helpers.commands import ROOT, assert_refused, command_line, run
 from helpers.fault_proxy import FaultProxy
+from helpers.forks import run_forked
 from helpers.object_store import ObjectStore, environment
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.addresses import open_place
@@ -61,7 +62,7 @@ def stored(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def fetch(place: Place, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return run(command_line("fetch.py", place.address, *arguments), env=env)
+    return run_forked("fetch.py", place.address, *arguments, env=env)
 
 
 def test_everything(stored: tuple[Place, Path], tmp_path: Path):
@@ -162,8 +163,7 @@ def test_faults(stored: tuple[Place, Path], object_store: ObjectStore, tmp_path:
         assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes()
     made = [tmp_path / "local", tmp_path / "remote"]
     for source, out in zip((str(folder), place.address), made, strict=True):
-        line = command_line("reconstruct.py", source, "--sigma-rel", "0.08,0.12", "--out", out)
-        done = run(line, env=env)
+        done = run_forked("reconstruct.py", source, "--sigma-rel", "0.08,0.12", "--out", out, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
     for path in made[0].iterdir():
         assert path.read_bytes() == (made[1] / path.name).read_bytes()
@@ -178,8 +178,9 @@ def test_no_network_for_good(stored: tuple[Place, Path], object_store: ObjectSto
     proxy.refuse_all()
     env = environment(proxy.endpoint) | {"AWS_MAX_ATTEMPTS": "3"}
     assert_refused(fetch(stored[0], "--out", tmp_path, env=env), proxy.endpoint, stored[0].address)
-    line = command_line("sample.py", f"{stored[0].address}/snapshots/{snapshot_name(1000, 0.05)}", "--out", tmp_path)
-    assert_refused(run(line, env=env), proxy.endpoint, snapshot_name(1000, 0.05))
+    snapshot = f"{stored[0].address}/snapshots/{snapshot_name(1000, 0.05)}"
+    refused = run_forked("sample.py", snapshot, "--out", tmp_path, env=env)
+    assert_refused(refused, proxy.endpoint, snapshot_name(1000, 0.05))
     proxy.close()
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from helpers.commands import assert_refused, command_line, run, train_arguments
+from helpers.commands import assert_refused, train_arguments
+from helpers.forks import train
 from recipe.configuration.reader import read_config
 from recipe.configuration.schema import Config, Data, Model
 from recipe.data.checks import check_data, check_shape
@@ -166,7 +167,7 @@ def test_samples_without_statistics_are_checked_one_by_one(digits: Path, network
 def test_training_refuses_bad_data_before_it_writes_anything(digits: Path, tmp_path: Path):
     shards = copy_of(digits, tmp_path)
     damage_truncated_shard(shards)
-    done = run(command_line("train.py", *train_arguments(shards, tmp_path / "run")))
+    done = train(shards, tmp_path / "run")
     assert_refused(done, str(shards / "shard.00000.mds"), "cut short")
     assert not (tmp_path / "run").exists()
 
@@ -175,7 +176,7 @@ def test_training_refuses_bad_data_before_it_writes_anything(digits: Path, tmp_p
 def test_a_bad_label_met_while_training_is_named(digits: Path, tmp_path: Path):
     shards = copy_of(digits, tmp_path)
     (shards / "stats.json").unlink()
-    done = run(command_line("train.py", *train_arguments(shards, tmp_path / "run", "model.label_dim=9")))
+    done = train(shards, tmp_path / "run", "model.label_dim=9")
     assert_refused(done, "shard.00000.mds, sample", "has label 9, but model.label_dim 9 allows 0 to 8")
 
 

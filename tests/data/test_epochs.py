@@ -13,7 +13,8 @@ from streaming import MDSWriter
 from streaming.base.batching import generate_work
 from streaming.base.world import World
 
-from helpers.commands import command_line, run, train_arguments
+from helpers.commands import train_arguments
+from helpers.forks import train
 from helpers.runs import losses
 from recipe.configuration.reader import read_config
 from recipe.data.checks import check_data
@@ -211,14 +212,13 @@ def test_a_balanced_run_resumed_is_the_same(unequal: Path, tmp_path: Path):
     settings = ["data.class_balanced=true", "model.label_dim=5", "global_batch_size=20", "optimizer.rampup=200",
                 "model.sigma_data=auto", "checkpoints.interval=1ba", "ema.snapshot_interval=12ba"]  # fmt: skip
 
-    def train(name: str, batches: int) -> None:
-        arguments = train_arguments(shards, tmp_path / name, *settings, f"duration={batches}ba")
-        done = run(command_line("train.py", *arguments))
+    def train_to(name: str, batches: int) -> None:
+        done = train(shards, tmp_path / name, *settings, f"duration={batches}ba")
         assert done.returncode == 0, done.stdout + done.stderr
 
-    train("whole", 12)
+    train_to("whole", 12)
     for length in (3, 5, 12):
-        train("parts", length)
+        train_to("parts", length)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     snapshot = list_snapshots(tmp_path / "whole" / "snapshots")[0].path
     with SnapshotReader(snapshot) as reader:
@@ -226,7 +226,7 @@ def test_a_balanced_run_resumed_is_the_same(unequal: Path, tmp_path: Path):
     assert "sigma_data: 0.45" in (tmp_path / "whole" / "config.yaml").read_text()
     note = json.loads((shards / "stats.json").read_text())
     (shards / "stats.json").write_text(json.dumps(note | {"sigma_data": 0.6}))
-    refused = run(command_line("train.py", *train_arguments(shards, tmp_path / "whole", *settings, "duration=13ba")))
+    refused = train(shards, tmp_path / "whole", *settings, "duration=13ba")
     assert refused.returncode == 2 and "model.sigma_data was 0.45 and is now 0.6" in refused.stderr, refused.stderr
 
 

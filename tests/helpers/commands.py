@@ -1,10 +1,12 @@
 """Runs the project's commands as a user would, and tiny runs to run them on."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -50,6 +52,26 @@ def run(
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@contextmanager
+def started(line: Sequence[str], log: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
+    """A command that runs in a process group of its own, which is gone afterwards; what it prints is added to `log`."""
+    with open(log, "a") as file:
+        process = subprocess.Popen(
+            line, cwd=ROOT, env=os.environ | (env or {}), stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill a process and its group, if it has not ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def train_arguments(data: Path, folder: Path, *overrides: str) -> list[str]:

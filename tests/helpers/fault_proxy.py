@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 from urllib.parse import urlsplit
@@ -42,8 +42,9 @@ class Gone(Exception):
 class FaultProxy:
     """Passes on to `endpoint`, with a fault in `share` of the requests. Counters: `counts` by kind, `log` in full.
 
-    Attributes that a test may change at any time: `share`, `kinds`, `delay` (seconds of a slow answer) and
-    `bytes_per_second` (of all bodies together, either way; None = no limit).
+    Attributes that a test may change at any time: `share`, `kinds`, `delay` (seconds of a slow answer),
+    `bytes_per_second` (of all bodies together, either way; None = no limit), and `hold`, a function of a request's
+    method and target: requests for which it is true are never passed on, and the first of them sets `held`.
     """
 
     def __init__(self, endpoint: str, share: float = 0.1, seed: int = 0, kinds: Sequence[str] = KINDS):
@@ -51,6 +52,8 @@ class FaultProxy:
         self.upstream = (str(url.hostname), int(url.port or 80))
         self.share, self.kinds, self.delay = share, kinds, 0.3
         self.bytes_per_second: float | None = None
+        self.hold: Callable[[str, str], bool] = lambda method, target: False
+        self.held, self.gone = threading.Event(), threading.Event()
         self.counts: Counter[str] = Counter()
         self.log: list[Request] = []
         self._random = random.Random(seed)
@@ -70,6 +73,7 @@ class FaultProxy:
 
     def refuse_all(self) -> None:
         """No network: cut all connections, refuse new ones."""
+        self.gone.set()
         with self._lock:
             listener, self._listener = self._listener, None
             connections = list(self._open)
@@ -82,6 +86,7 @@ class FaultProxy:
 
     def accept_all(self) -> None:
         """Listen, for the first time or again after `refuse_all`."""
+        self.gone.clear()
         self._listener = listener = socket.create_server(("127.0.0.1", self._port), backlog=128)
         self._port = listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
@@ -164,6 +169,10 @@ class Exchange:
         """Pass it on; whether the connection stays open for another one."""
         first, headers = _read_head(self.reader)
         self.method, self.target, _ = first.decode("latin-1").split(" ", 2)
+        if self.proxy.hold(self.method, self.target):
+            self.proxy.held.set()
+            self.proxy.gone.wait()
+            raise Gone
         self.fault = self.proxy.choose(has_body=headers.get(b"content-length", b"0") != b"0")
         try:
             return self._run(first, headers)

@@ -1,6 +1,12 @@
-"""Builds and runs the image for real with podman and runc: no daemon, no registry, on a base made here."""
+"""Builds and runs the image for real with podman and runc: no daemon, no registry, on a base made here.
+
+podman's storage is kept between runs of the tests, so that only layers that changed are built again: about 12 GB below
+~/.cache/edm2-recipe, in a folder for this lock file and this Dockerfile; those of earlier ones are deleted.
+"""
 
 import ast
+import fcntl
+import hashlib
 import os
 import platform
 import shutil
@@ -17,6 +23,7 @@ PACKAGES = ["podman", "runc", "mmdebstrap"]
 FREE_GB = 25  # the layers, their unpacked copy while they are committed, and what pip unpacks
 BASE = "localhost/base:test"
 PREFIX = "image-build-"
+KEYS = ["Dockerfile", "requirements.lock", "launch/dev_only.txt"]  # what decides the layers that take long
 SETTINGS = ["index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout", "retries"]  # of pip
 SOURCES = ["sources.list.d/debian.sources", "sources.list.d/ubuntu.sources", "sources.list"]  # of apt
 
@@ -67,15 +74,16 @@ def _install() -> str | None:
 
 
 class Builder:
-    """A podman with storage, state and cache of its own, below `folder`; close() removes all of it."""
+    """A podman of its own, below `folder`, which close() removes, with the storage below `kept`, which stays."""
 
     def __init__(self):
         _remove_leftovers()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+        self.kept, self._lock = _keep(self.folder)
         for name in ("tmp", "data", "runs"):
             (self.folder / name).mkdir()
         for name, text in {"containers.conf": CONTAINERS_CONF, "storage.conf": STORAGE_CONF}.items():
-            (self.folder / name).write_text(text.format(folder=self.folder))
+            (self.folder / name).write_text(text.format(folder=self.kept))
         for name in ("data", "runs"):
             (self.folder / name).chmod(0o1777)
         self.environment = {
@@ -97,7 +105,9 @@ class Builder:
         return done.stdout
 
     def make_base(self) -> None:
-        """A minimal image of this machine's distribution."""
+        """A minimal image of this machine's distribution, unless one was kept."""
+        if self._run(["podman", "image", "exists", BASE], {}, 120).returncode == 0:
+            return
         archive = self.folder / "base.tar"
         sources = [str(path) for name in SOURCES if (path := Path("/etc/apt") / name).is_file()]
         suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
@@ -122,6 +132,9 @@ class Builder:
 
     def close(self) -> None:
         self._run(["podman", "rm", "--all", "--force", "--time", "0"], {}, 120)
+        self._run(["podman", "image", "prune", "--force"], {}, 300)  # what no image of now is made of
+        _unmount(self.kept)
+        os.close(self._lock)
         _remove(self.folder)
 
     def _run(self, command: list[str], env: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
@@ -167,8 +180,41 @@ def _remove_leftovers() -> None:
             _remove(folder)
 
 
+def _keep(folder: Path) -> tuple[Path, int]:
+    """The folder of kept storage and the lock on it; where another run of the tests uses it, `folder` instead."""
+    digest = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in KEYS)).hexdigest()[:12]
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edm2-recipe"
+    kept = caches / f"{PREFIX}{digest}"
+    kept.mkdir(parents=True, exist_ok=True)
+    for other in caches.glob(f"{PREFIX}*"):
+        if other != kept and (lock := _lock(other)) is not None:
+            _remove(other)
+            os.close(lock)
+    lock = _lock(kept)
+    if lock is None:
+        return folder, os.open(folder, os.O_RDONLY)
+    for name in ("run", "state"):  # of containers that a killed run of the tests left
+        _remove(kept / name)
+    return kept, lock
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock that lasts until its descriptor is closed; None if another process holds it."""
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
 def _remove(folder: Path) -> None:
+    _unmount(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unmount(folder: Path) -> None:
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for mount in sorted((mount for mount in mounts if mount.startswith(f"{folder}/")), reverse=True):
         subprocess.run(["umount", "--lazy", mount], check=False)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 import recipe.prepare
-from helpers.commands import assert_refused, command_line, launch, run, train_arguments
+from helpers.commands import assert_refused, command_line, run
+from helpers.forks import run_forked, train
 from helpers.object_store import ObjectStore
 from helpers.picture_sets import contents, messy_folder, noise, official_zip, png, smooth, stored, write_folder
 from recipe.data.index import Source, check_shards, number_of_samples, open_source
@@ -271,12 +272,13 @@ def kill_at_random(
             landed += 1
 
 
-def test_kill_9_at_random_moments_changes_no_byte(photos: Path, undisturbed: Path, tmp_path: Path):
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.soak])])
+def test_kill_9_at_random_moments_changes_no_byte(kills: int, photos: Path, undisturbed: Path, tmp_path: Path):
     begin = time.monotonic()
     prepare(str(photos), tmp_path / "timed", workers=2, **OPTIONS)
     longest = (time.monotonic() - begin) / 4
     out = tmp_path / "out"
-    kill_at_random(random.Random(0), 10, longest, lambda: shutil.rmtree(out), str(photos), out, workers=2, **OPTIONS)
+    kill_at_random(random.Random(0), kills, longest, lambda: shutil.rmtree(out), str(photos), out, workers=2, **OPTIONS)
     prepare(str(photos), out, workers=2, **OPTIONS)
     assert contents(out) == contents(undisturbed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "timed"]
@@ -422,7 +424,7 @@ COMMANDS = {
 @pytest.mark.parametrize("case", COMMANDS)
 def test_bad_commands_are_refused(tmp_path: Path, case: str):
     arguments, mentions = COMMANDS[case]
-    done = run(command_line("prepare.py", *(text.format(tmp_path) for text in arguments)))
+    done = run_forked("prepare.py", *(text.format(tmp_path) for text in arguments))
     assert_refused(done, *(text.format(tmp_path) for text in mentions))
 
 
@@ -440,7 +442,7 @@ def test_a_messy_folder_to_training(messy: tuple[Path, dict[str, str]], tmp_path
     assert done.returncode == 0, done.stderr
     assert "Äpfel 🍎" in done.stdout and (tmp_path / "sheet.png").is_file()
     overrides = ["model.img_channels=3", "model.label_dim=4", "duration=4ba"]
-    done = run(command_line("train.py", *train_arguments(out, tmp_path / "run", *overrides)))
+    done = train(out, tmp_path / "run", *overrides)
     assert done.returncode == 0, done.stderr
 
 
@@ -549,8 +551,7 @@ def test_streamed_back_from_s3_by_two_ranks_with_a_small_cache(
     total = sum(entry.size for entry in open_place(bucket_folder).list("shard."))
     assert total > size
     overrides = [f"data.remote={bucket_folder}", f"data.cache_limit={size}b", "duration=320ba", "data.num_workers=1"]
-    arguments = train_arguments(tmp_path / "cache", tmp_path / "run", *overrides)
-    done = run(launch(2, *arguments), env=object_store.environment)
+    done = train(tmp_path / "cache", tmp_path / "run", *overrides, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     cached = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.mds"))
     assert 0 < cached <= size

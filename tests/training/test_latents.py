@@ -10,7 +10,8 @@ import pytest
 import torch
 from streaming import MDSWriter
 
-from helpers.commands import assert_refused, command_line, run, train_arguments
+from helpers.commands import assert_refused, train_arguments
+from helpers.forks import train
 from helpers.runs import losses
 from recipe.configuration.reader import read_config
 from recipe.configuration.schema import Loss
@@ -174,11 +175,11 @@ def test_loader_brings_latents(tmp_path: Path):
 def test_training_on_latents(tmp_path: Path):
     shards = write_latents(tmp_path / "shards")
     overrides = ["model.img_channels=4", "duration=8ba", "ema.snapshot_interval=8ba"]
-    done = run(command_line("train.py", *train_arguments(shards, tmp_path / "run", *overrides)))
+    done = train(shards, tmp_path / "run", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(losses(tmp_path / "run")) == 8
     with SnapshotReader(list_snapshots(tmp_path / "run" / "snapshots")[0].path) as reader:
         dataset = reader.info.dataset
     assert dataset.latent_whitening == STABLE_DIFFUSION
-    refused = run(command_line("train.py", *train_arguments(shards, tmp_path / "b", *overrides, "augment={}")))
+    refused = train(shards, tmp_path / "b", *overrides, "augment={}")
     assert_refused(refused, "augment: data.local", "set augment=null")

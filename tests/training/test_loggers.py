@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import command_line, run, tensorboard, train_arguments
+from helpers.commands import tensorboard
+from helpers.forks import train
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +17,7 @@ def test_all_loggers_at_once(digits: Path, tmp_path: Path):
         "samples.num_steps=2", "samples.count=10", "logging.wandb={project: test, mode: offline}",
         f"logging.mlflow={{experiment: test, tracking_uri: {store.as_uri()}}}",
     )  # fmt: skip
-    done = run(command_line("train.py", *train_arguments(digits, folder, *overrides)))
+    done = train(digits, folder, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
 
     events = tensorboard(folder)

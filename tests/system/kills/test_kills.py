@@ -1,43 +1,32 @@
-"""Runs on two sharded ranks, kept in a real S3 server, that lose a rank, all ranks or the server at random moments."""
+"""Runs on two sharded ranks, kept in a real S3 server, that lose a rank, all ranks or the server at any moment."""
 
 import os
 import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from helpers.commands import ROOT, composer, run, train_arguments
-from helpers.object_store import ObjectStore
-from helpers.runs import stored_snapshots
+from helpers.commands import TRAIN, run, started
+from helpers.fault_proxy import FaultProxy
+from helpers.forks import Forked
+from helpers.object_store import ObjectStore, environment
+from helpers.two_ranks import SNAPSHOTS, arguments, assert_same_end, command
+from recipe.storage import s3_client
 from recipe.storage.addresses import open_place
 from recipe.storage.ownership import OwnedError, Ownership
 from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
 from recipe.weights.snapshots import SnapshotReader, list_snapshots
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("two ranks")]
 
-STEPS = 240
-SETTINGS = (
-    f"duration={STEPS}ba",
-    "fsdp={}",
-    "ema.snapshot_interval=6ba",
-    "checkpoints.interval=8ba",
-    "checkpoints.keep=2",
-    "logging.tensorboard=false",
-    "loss.label_dropout=0.1",
-)
-KILLS = ["rank", "server", "server", "all", "server"] * 4
+SMALL_PARTS = Path(__file__).with_name("small_parts.py")
+LONG = ("duration=240ba", "ema.snapshot_interval=6ba")
 PREEMPTED = 75
-
-
-def command(digits: Path, folder: str, *overrides: str) -> list[str]:
-    return composer(2, *train_arguments(digits, Path("unused"), f"save_folder={folder}", *SETTINGS, *overrides))
 
 
 def ranks_of(launcher: subprocess.Popen) -> list[int]:
@@ -46,26 +35,8 @@ def ranks_of(launcher: subprocess.Popen) -> list[int]:
     return [int(child) for child in children]
 
 
-@contextmanager
-def started(line: list[str], store: ObjectStore, log: Path) -> Iterator[subprocess.Popen]:
-    """A training in its own process group, which is gone afterwards."""
-    with open(log, "a") as file:
-        process = subprocess.Popen(
-            line, cwd=ROOT, env=os.environ | store.environment, stdout=file, stderr=file, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            end(process)
-
-
-def end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(condition: Callable[[], object], process: subprocess.Popen, timeout: float = 120) -> None:
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | Forked, timeout: float = 200) -> None:
+    """Until `condition` holds or the process has ended."""
     deadline = time.monotonic() + timeout
     while not condition() and process.poll() is None:
         assert time.monotonic() < deadline
@@ -79,67 +50,121 @@ def assert_whole(place: Place) -> None:
             reader.read_all()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(digits: Path, object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A run without disturbance: what all others must end in."""
-    folder = f"s3://{object_store.bucket}/undisturbed"
-    done = run(command(digits, folder), env=object_store.environment)
+def finish(line: list[str], store: ObjectStore) -> None:
+    """Let the run go on to its end."""
+    done = run(line, env=store.environment)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def no_checkpoint_yet(place: Place) -> bool:
+    return bool(place.list("snapshots/")) and not place.list("checkpoints/")
+
+
+def no_metadata_yet(place: Place) -> bool:
+    """Of one checkpoint the ranks' parts are there, but what makes it whole is not."""
+    names = [entry.name.split("/") for entry in place.list("checkpoints/")]
+    whole = {name[1] for name in names if name[-1] == ".metadata"}
+    return bool({name[1] for name in names if name[-1].endswith(".distcp")} - whole)
+
+
+def open_upload(place: Place) -> bool:
+    bucket, prefix = place.address.removeprefix("s3://").split("/", 1)
+    return bool(s3_client.client().list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads"))
+
+
+STATES: list[tuple[Callable[[str, str], bool], Callable[[Place], bool], Path]] = [
+    (lambda method, target: method in ("PUT", "POST") and "/checkpoints/" in target, no_checkpoint_yet, TRAIN),
+    (lambda method, target: method in ("PUT", "POST") and target.endswith("/.metadata"), no_metadata_yet, TRAIN),
+    (lambda method, target: method == "POST" and "uploadId=" in target, open_upload, SMALL_PARTS),
+]
+"""The request at which the run is killed, what the store then shows, and the script that trains."""
+
+
+def test_kills_at_chosen_states(object_store: ObjectStore, two_ranks: Place, digits: Path, tmp_path: Path):
+    """Between snapshot and checkpoint, before a checkpoint is whole, in the middle of an upload; then three at random.
+
+    The same run goes through all of it, and each start finds what the last one left.
+    """
+    folder = f"s3://{object_store.bucket}/killed-at-states"
     place = open_place(folder)
-    assert len(place.list("snapshots/")) == STEPS // 6 * 2
-    return place
+    for holds, state, script in STATES:
+        with FaultProxy(object_store.endpoint, share=0) as proxy:
+            proxy.hold = holds
+            with Forked(script, *arguments(digits, folder), ranks=2, env=environment(proxy.endpoint)) as process:
+                wait_until(lambda held=proxy.held: held.is_set(), process)
+                assert process.poll() is None, process.output() + process.errors()
+                wait_until(lambda state=state: state(place), process)
+        assert state(place)
+        assert_whole(place)
+    newest = newest_whole(place.child("checkpoints"))
+    assert newest is None or newest.batch < 96
+
+    def start() -> Forked:
+        return Forked(TRAIN, *arguments(digits, folder), ranks=2, env=object_store.environment)
+
+    kill_at_random(["rank", "server", "all"], random.Random(5), start, object_store, place)
+    with start() as process:
+        assert process.wait() == 0, process.output() + process.errors()
+    assert_same_end(place, two_ranks)
 
 
-def assert_same_end(place: Place, undisturbed: Place) -> None:
-    """Bit for bit: every snapshot of every time, and every part of the last checkpoint."""
-    own, others = stored_snapshots(place), stored_snapshots(undisturbed)
-    assert own.keys() == others.keys()
-    assert [name for name in own if own[name] != others[name]] == []
-    ends = [newest_whole(there.child("checkpoints")) for there in (place, undisturbed)]
-    assert ends[0] is not None and ends[1] is not None
-    assert (ends[0].batch, ends[0].name) == (ends[1].batch, ends[1].name)
-
-
-def test_kills_at_random_moments(object_store: ObjectStore, undisturbed: Place, digits: Path, tmp_path: Path):
-    chance = random.Random(11)
-    folder = f"s3://{object_store.bucket}/killed"
-    place = open_place(folder)
-    left = list(KILLS)
-    chance.shuffle(left)
-    listed: set[str] = set()
+def kill_at_random(
+    kinds: Sequence[str], chance: random.Random, start: Callable[[], Forked], store: ObjectStore, place: Place
+) -> None:
+    """Kill a rank, the server or all ranks, in this order, each a random moment after a new snapshot."""
+    left, listed = list(reversed(kinds)), {entry.name for entry in place.list("snapshots/")}
     while left:
-        with started(command(digits, folder), object_store, tmp_path / "log") as process:
+        with start() as process:
             seen = len(place.list("snapshots/"))
             wait_until(lambda seen=seen: len(place.list("snapshots/")) > seen, process)
+            assert process.poll() is None, f"the run ended before {left[::-1]}"
             while left and process.poll() is None:
                 time.sleep(chance.uniform(0, 1.5))
-                kind = left.pop()
-                if kind == "server":
-                    object_store.kill()
-                    time.sleep(chance.uniform(0, 2))
-                    object_store.start()
-                elif kind == "rank":
-                    os.kill(chance.choice(ranks_of(process)), signal.SIGKILL)
-                    process.wait(timeout=60)
-                    assert process.returncode != 0
-                else:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                kill(left.pop(), chance, process, store)
         names = {entry.name for entry in place.list("snapshots/")}
         assert listed <= names, "a snapshot that was listed is gone"
         listed = names
         assert_whole(place)
-    done = run(command(digits, folder), env=object_store.environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_end(place, undisturbed)
 
 
-def test_preempted_run_saves_and_goes_on(object_store: ObjectStore, undisturbed: Place, digits: Path, tmp_path: Path):
+def kill(kind: str, chance: random.Random, process: Forked, store: ObjectStore) -> None:
+    if kind == "server":
+        store.kill()
+        time.sleep(chance.uniform(0, 2))
+        store.start()
+    elif kind == "rank" and process.poll() is None:
+        os.kill(chance.choice(process.ranks()), signal.SIGKILL)
+        assert process.wait(60) != 0
+    else:
+        process.kill()
+
+
+@pytest.mark.soak
+def test_kills_at_random_moments(object_store: ObjectStore, digits: Path, tmp_path: Path):
+    """Twenty of them, in a longer run."""
+    chance = random.Random(11)
+    places = [open_place(f"s3://{object_store.bucket}/{name}") for name in ("long-undisturbed", "long-killed")]
+
+    def start(place: Place) -> Forked:
+        line = arguments(digits, place.address, *LONG)
+        return Forked(TRAIN, *line, ranks=2, env=object_store.environment, timeout=1000)
+
+    with start(places[0]) as process:
+        assert process.wait() == 0, process.output() + process.errors()
+    kinds = ["rank", "server", "server", "all", "server"] * 4
+    chance.shuffle(kinds)
+    kill_at_random(kinds, chance, lambda: start(places[1]), object_store, places[1])
+    finish(command(digits, places[1].address, *LONG), object_store)
+    assert len(places[0].list("snapshots/")) == 240 // 6 * 2
+    assert_same_end(places[1], places[0])
+
+
+def test_preempted_run_saves_and_goes_on(object_store: ObjectStore, two_ranks: Place, digits: Path, tmp_path: Path):
     folder = f"s3://{object_store.bucket}/preempted"
     place = open_place(folder)
     log = tmp_path / "log"
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        with started(command(digits, folder), object_store, log) as process:
+        with started(command(digits, folder), log, object_store.environment) as process:
             seen = len(place.list("snapshots/"))
             wait_until(lambda seen=seen: len(place.list("snapshots/")) > seen, process)
             with pytest.raises(OwnedError, match="belongs to a live run"):  # nobody else may have its folder
@@ -148,6 +173,6 @@ def test_preempted_run_saves_and_goes_on(object_store: ObjectStore, undisturbed:
             assert process.wait(timeout=60) == PREEMPTED, log.read_text()
         assert "saving and stopping after batch" in log.read_text()
         assert place.size("owner.json") is None
-    done = run(command(digits, folder), env=object_store.environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_end(place, undisturbed)
+    assert len(place.list("snapshots/")) < SNAPSHOTS
+    finish(command(digits, folder), object_store)
+    assert_same_end(place, two_ranks)

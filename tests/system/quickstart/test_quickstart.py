@@ -16,7 +16,7 @@ from recipe.preparation.sources.digits import embedded_digits
 from recipe.weights.posthoc import reconstruct, solve
 from recipe.weights.snapshots import SnapshotReader, buffer_names, list_snapshots
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1500)]
 
 UNTRACKED = 0.075  # tracked in this run only to be compared with its reconstruction from the other two
 

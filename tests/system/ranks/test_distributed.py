@@ -1,4 +1,7 @@
-"""The result of a run does not depend on how many ranks trained it, nor how its state was sharded."""
+"""The result of a run does not depend on how many ranks trained it, nor how its state was sharded.
+
+The ranks are forked; Composer's launcher and torchrun start the same training for real in test_launch.py.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -7,14 +10,22 @@ import pytest
 import torch
 from streaming import MDSWriter, StreamingDataset
 
-from helpers.commands import launch, run, train_arguments
+from helpers.commands import train_arguments
+from helpers.forks import run_forked, train
 from helpers.golden_data import check_final_weights, load, under
 from helpers.runs import difference, losses, part, snapshots, state
 
 pytestmark = pytest.mark.slow
-STEPS = 30
+STEPS = 20
 SABOTAGE = Path(__file__).with_name("sabotage.py")
-LIKE = (f"duration={STEPS}ba", "ema.snapshot_interval=30ba", "ema.snapshot_dtype=float32", "loss.label_dropout=0.1")
+LIKE = (
+    f"duration={STEPS}ba",
+    "optimizer.ref_batches=12",  # so that the learning rate also falls
+    "ema.snapshot_interval=20ba",
+    "checkpoints.interval=20ba",
+    "ema.snapshot_dtype=float32",
+    "loss.label_dropout=0.1",
+)
 
 
 @dataclasses.dataclass
@@ -39,7 +50,7 @@ class Result:
 @pytest.fixture(scope="module")
 def one_rank(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     folder = tmp_path_factory.mktemp("one") / "run"
-    done = run(launch(1, *train_arguments(digits, folder, *LIKE)))
+    done = train(digits, folder, *LIKE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(losses(folder)) == list(range(STEPS))
     return Result(folder)
@@ -48,8 +59,8 @@ def one_rank(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
 @pytest.mark.parametrize(
     ("ranks", "overrides"),
     [
-        (1, ["device_train_microbatch_size=1"]),
-        (1, ["fsdp={}", "device_train_microbatch_size=2"]),
+        (1, ["device_train_microbatch_size=2"]),
+        (1, ["fsdp={}", "device_train_microbatch_size=4"]),
         (2, []),
         (2, ["fsdp={}"]),
         (2, ["fsdp.activation_checkpointing=true", "device_train_microbatch_size=2"]),
@@ -61,7 +72,7 @@ def one_rank(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     ids=lambda value: str(value) if isinstance(value, int) else ",".join(value) or "ddp",
 )
 def test_same_result_on_any_ranks(ranks: int, overrides: list[str], one_rank: Result, digits: Path, tmp_path: Path):
-    done = run(launch(ranks, *train_arguments(digits, tmp_path / "run", *LIKE, *overrides)))
+    done = train(digits, tmp_path / "run", *LIKE, *overrides, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     Result(tmp_path / "run").assert_like(one_rank)
 
@@ -70,7 +81,7 @@ def test_same_result_on_any_ranks(ranks: int, overrides: list[str], one_rank: Re
 def test_the_comparison_notices(mistake: str, one_rank: Result, digits: Path, tmp_path: Path):
     """The test above can fail: each mistake that only several ranks can show does make it red."""
     arguments = train_arguments(digits, tmp_path / "run", *LIKE, "fsdp={}")
-    done = run(launch(2, mistake, *arguments, script=SABOTAGE))
+    done = run_forked(SABOTAGE, mistake, *arguments, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     with pytest.raises(AssertionError):
         Result(tmp_path / "run").assert_like(one_rank)
@@ -79,14 +90,12 @@ def test_the_comparison_notices(mistake: str, one_rank: Result, digits: Path, tm
 def test_same_augmentation_on_any_ranks(digits: Path, tmp_path: Path):
     """Augmented, mirrored and balanced on 1 rank, and on 2 that share the state; keyed by place, it would differ."""
     overrides = (*LIKE, "augment={p: 0.3}", "data.x_flip=true", "data.class_balanced=true", "model.sigma_data=auto")
-    launches = {
-        "one": launch(1, *train_arguments(digits, tmp_path / "one", *overrides)),
-        "two": launch(2, *train_arguments(digits, tmp_path / "two", *overrides, "fsdp={}")),
-    }
-    arguments = train_arguments(digits, tmp_path / "wrong", *overrides)
-    launches["wrong"] = launch(2, "key_augmentation_by_rank", *arguments, script=SABOTAGE)
-    for command in launches.values():
-        done = run(command)
+    wrong = train_arguments(digits, tmp_path / "wrong", *overrides)
+    for done in (
+        train(digits, tmp_path / "one", *overrides),
+        train(digits, tmp_path / "two", *overrides, "fsdp={}", ranks=2),
+        run_forked(SABOTAGE, "key_augmentation_by_rank", *wrong, ranks=2),
+    ):
         assert done.returncode == 0, done.stdout + done.stderr
     one = Result(tmp_path / "one")
     assert state(one.folder)["net.unet.emb_augment_gain"].item() != 0
@@ -97,7 +106,7 @@ def test_same_augmentation_on_any_ranks(digits: Path, tmp_path: Path):
 
 def test_gathering_in_16_bits_still_learns(one_rank: Result, digits: Path, tmp_path: Path):
     """gather_dtype rounds the weights, so the losses agree to that rounding only, and do not agree exactly."""
-    done = run(launch(2, *train_arguments(digits, tmp_path / "run", *LIKE, "fsdp.gather_dtype=bfloat16")))
+    done = train(digits, tmp_path / "run", *LIKE, "fsdp.gather_dtype=bfloat16", ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     rounded, exact = losses(tmp_path / "run"), losses(one_rank.folder)
     assert [rounded[step] for step in range(STEPS)] == pytest.approx([exact[step] for step in range(STEPS)], rel=2e-2)
@@ -108,8 +117,14 @@ def test_resume_on_other_ranks(one_rank: Result, digits: Path, tmp_path: Path):
     """2 sharded ranks, then 1 without sharding, then 4 sharded: the same end as one that was never interrupted."""
     folder = tmp_path / "run"
     for ranks, steps, overrides in ((2, 8, ["fsdp={}"]), (1, 16, []), (4, STEPS, ["fsdp={}"])):
-        settings = [*LIKE[1:], f"duration={steps}ba", "ema.snapshot_interval=3000ba", *overrides]
-        done = run(launch(ranks, *train_arguments(digits, folder, *settings)))
+        settings = [
+            *LIKE,
+            f"duration={steps}ba",
+            "ema.snapshot_interval=3000ba",
+            "checkpoints.interval=8ba",
+            *overrides,
+        ]
+        done = train(digits, folder, *settings, ranks=ranks)
         assert done.returncode == 0, done.stdout + done.stderr
     for path in (folder / "snapshots").iterdir():  # of the ends in between
         if f"{STEPS * 16:011d}" not in path.name:
@@ -128,7 +143,7 @@ def test_epochs_end_alike_on_any_ranks(digits: Path, tmp_path: Path):
     for ranks, folder in folders.items():
         for steps in (3, 7):  # in between it is resumed at the end of an epoch
             settings = (*LIKE, f"duration={steps}ba", "checkpoints.interval=3ba", "ema.snapshot_interval=7ba")
-            done = run(launch(ranks, *train_arguments(few, folder, *settings)))
+            done = train(few, folder, *settings, ranks=ranks)
             assert done.returncode == 0, done.stdout + done.stderr
     Result(folders[2]).assert_like(Result(folders[1]))
 
@@ -136,7 +151,7 @@ def test_epochs_end_alike_on_any_ranks(digits: Path, tmp_path: Path):
 def test_golden_training_sharded(tmp_path: Path):
     """The reference training under FSDP2 on 2 ranks: the official code's losses, weights and averages."""
     golden, _ = load("training")
-    done = run(launch(2, tmp_path / "out.pt", script=Path(__file__).with_name("golden_ranks.py")))
+    done = run_forked(Path(__file__).with_name("golden_ranks.py"), tmp_path / "out.pt", ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     out = torch.load(tmp_path / "out.pt")
     assert out["sharded"]

@@ -8,30 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import ROOT, assert_refused, command_line, composer, run, train_arguments
+from helpers.commands import ROOT, TRAIN, assert_refused
 from helpers.fault_proxy import FaultProxy
+from helpers.forks import run_forked
 from helpers.object_store import ObjectStore, environment
 from helpers.runs import stored_snapshots
+from helpers.two_ranks import SNAPSHOTS, arguments, command
 from recipe.storage.addresses import open_place
+from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
 
-pytestmark = pytest.mark.slow
-SETTINGS = ("fsdp={}", "duration=48ba", "ema.snapshot_interval=4ba", "checkpoints.interval=16ba")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two ranks")]
 
 
-def arguments(digits: Path, folder: str, *overrides: str) -> list[str]:
-    return train_arguments(digits, Path("unused"), f"save_folder={folder}", *SETTINGS, *overrides)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(digits: Path, object_store: ObjectStore) -> str:
-    folder = f"s3://{object_store.bucket}/steady"
-    done = run(composer(2, *arguments(digits, folder)), env=object_store.environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def test_a_tenth_of_the_requests_fail(undisturbed: str, digits: Path, object_store: ObjectStore, tmp_path: Path):
+def test_a_tenth_of_the_requests_fail(two_ranks: Place, digits: Path, object_store: ObjectStore, tmp_path: Path):
     """Data streamed from the store, snapshots and checkpoints into it; the result is the same bit for bit."""
     remote = open_place(f"s3://{object_store.bucket}/digits")
     for path in digits.iterdir():
@@ -39,18 +29,19 @@ def test_a_tenth_of_the_requests_fail(undisturbed: str, digits: Path, object_sto
     folder = f"s3://{object_store.bucket}/faulty"
     with FaultProxy(object_store.endpoint, share=0.1, seed=3) as proxy:
         overrides = (f"data.remote={remote.address}", f"data.local={tmp_path / 'cache'}")
-        done = run(composer(2, *arguments(digits, folder, *overrides)), env=environment(proxy.endpoint))
+        line = arguments(digits, folder, *overrides)
+        done = run_forked(TRAIN, *line, ranks=2, env=environment(proxy.endpoint))
         assert done.returncode == 0, done.stdout + done.stderr
         assert sum(proxy.counts[kind] for kind in proxy.kinds) >= 5
-    assert stored_snapshots(open_place(folder)) == stored_snapshots(open_place(undisturbed))
-    assert len(stored_snapshots(open_place(folder))) == 24
+    assert stored_snapshots(open_place(folder)) == stored_snapshots(two_ranks)
+    assert len(stored_snapshots(open_place(folder))) == SNAPSHOTS
 
 
 def test_the_network_goes_for_good(digits: Path, object_store: ObjectStore, tmp_path: Path):
     folder = f"s3://{object_store.bucket}/cut-off"
     with FaultProxy(object_store.endpoint, share=0) as proxy, open(tmp_path / "log", "w") as log:
         env = os.environ | environment(proxy.endpoint) | {"AWS_MAX_ATTEMPTS": "3"}
-        line = composer(2, *arguments(digits, folder, "duration=100000ba"))
+        line = command(digits, folder, "duration=100000ba")
         process = subprocess.Popen(line, cwd=ROOT, env=env, stdout=log, stderr=log)
         place = open_place(folder)
         deadline = time.monotonic() + 100
@@ -65,9 +56,9 @@ def test_the_network_goes_for_good(digits: Path, object_store: ObjectStore, tmp_
     assert proxy.endpoint in message and f"{folder}/" in message
 
 
-def test_foreign_pickles_are_refused(undisturbed: str, digits: Path, object_store: ObjectStore, tmp_path: Path):
+def test_foreign_pickles_are_refused(two_ranks: Place, digits: Path, object_store: ObjectStore, tmp_path: Path):
     """A checkpoint whose `.metadata` would run a command: the run refuses it, and the command does not run."""
-    source, target = open_place(undisturbed), open_place(f"s3://{object_store.bucket}/poisoned")
+    source, target = two_ranks, open_place(f"s3://{object_store.bucket}/poisoned")
     newest = newest_whole(source.child("checkpoints"))
     assert newest is not None
     for entry in newest.files:
@@ -79,7 +70,7 @@ def test_foreign_pickles_are_refused(undisturbed: str, digits: Path, object_stor
             return os.system, (f"touch {mark}",)
 
     target.write(f"checkpoints/{newest.name}/.metadata", pickle.dumps(Hostile()))
-    done = run(command_line("train.py", *arguments(digits, target.address)), env=object_store.environment)
+    done = run_forked(TRAIN, *arguments(digits, target.address), env=object_store.environment)
     assert_refused(done, target.address, "system", "nothing of it was run")
     assert not mark.exists()
 
@@ -102,18 +93,18 @@ def test_refusals_before_training(
     named = [text.format(bucket=object_store.bucket) for text in overrides]
     if "data.remote" in "".join(named):
         named.append(f"data.local={tmp_path}")
-    line = command_line("train.py", *arguments(digits, f"s3://{object_store.bucket}/refused", *named))
-    done = run(line, env=object_store.environment | change)
+    line = arguments(digits, f"s3://{object_store.bucket}/refused", *named)
+    done = run_forked(TRAIN, *line, env=object_store.environment | change)
     assert_refused(done, *(text.format(bucket=object_store.bucket) for text in mentions))
     assert "wrong-word" not in done.stderr
     assert "batch=1" not in done.stderr
 
 
-def test_an_expired_run(undisturbed: str, digits: Path, object_store: ObjectStore):
+def test_an_expired_run(two_ranks: Place, digits: Path, object_store: ObjectStore):
     """Its checkpoints were deleted, perhaps by a rule of the bucket: it must not silently begin anew."""
-    source, target = open_place(undisturbed), open_place(f"s3://{object_store.bucket}/expired")
+    source, target = two_ranks, open_place(f"s3://{object_store.bucket}/expired")
     for entry in source.list():
         if not entry.name.startswith("checkpoints/"):
             target.write(entry.name, source.read(entry.name))
-    done = run(command_line("train.py", *arguments(digits, target.address)), env=object_store.environment)
+    done = run_forked(TRAIN, *arguments(digits, target.address), env=object_store.environment)
     assert_refused(done, target.address, "deleted or expired")

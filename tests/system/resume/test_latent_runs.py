@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.commands import assert_refused, command_line, run, train_arguments
+from helpers.commands import assert_refused, train_arguments
+from helpers.forks import train
 from helpers.runs import losses
 from helpers.small_vae import SIZE, build, refused
 from recipe import sample
@@ -28,7 +29,7 @@ def trained(encoded: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) 
     changes = ("model.img_channels=4", "model.label_dim=2", "duration=15ba", "ema.snapshot_interval=15ba",
                "checkpoints.interval=15ba", "samples.interval=15ba", "samples.count=12", "samples.num_steps=4",
                "samples.guidance=1.0", f"samples.vae={vae}")  # fmt: skip
-    done = run(command_line("train.py", *train_arguments(encoded, folder, *changes)))
+    done = train(encoded, folder, *changes)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -132,7 +133,5 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_train_refuses_a_vae_of_other_latents(encoded: Path, eight: Path, tmp_path: Path):
-    done = run(
-        command_line("train.py", *train_arguments(encoded, tmp_path / "run", *LATENT_RUN, f"samples.vae={eight}"))
-    )
+    done = train(encoded, tmp_path / "run", *LATENT_RUN, f"samples.vae={eight}")
     assert_refused(done, f"samples.vae {eight}: has latents of 8 channels, but model.img_channels has 4")

@@ -1,8 +1,5 @@
 """Runs that are cut short and started again."""
 
-import os
-import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -10,31 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.commands import ROOT, assert_refused, command_line, composer, run, tensorboard, train_arguments
+from helpers.commands import assert_refused, composer, run, started, train_arguments
+from helpers.forks import train
+from helpers.runs import losses
 
 pytestmark = pytest.mark.slow
 
 DROPOUT = "model.dropout=0.1"  # its random numbers must be repeated as well
-
-
-def train(data: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return run(command_line("train.py", *train_arguments(data, folder, *overrides)))
-
-
-def kill_when(process: subprocess.Popen, path: Path, timeout: float = 200) -> None:
-    """Kill -9 a launcher and its ranks once `path` exists."""
-    deadline = time.monotonic() + timeout
-    while not path.exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def losses(folder: Path) -> dict[int, float]:
-    """Loss by batch from the run's TensorBoard events; float32, as the trainer had it."""
-    return {event.step: event.value for event in tensorboard(folder).Scalars("loss/train/total")}
 
 
 def tensors(value: Any, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -63,11 +42,11 @@ def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(digits: Path, undisturbed: Path, tmp_path: Path):
     folder = tmp_path / "run"
     streamed = (DROPOUT, f"data.remote={digits}", f"data.local={tmp_path / 'cache'}")  # and not read in place
-    arguments = composer(1, *train_arguments(digits, folder, *streamed))
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    kill_when(process, folder / "checkpoints" / "ba16-rank0.pt")
+    with started(composer(1, *train_arguments(digits, folder, *streamed)), tmp_path / "log") as process:
+        deadline = time.monotonic() + 200
+        while not (folder / "checkpoints" / "ba16-rank0.pt").exists():
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.01)
     assert not (folder / "checkpoints" / "ba40-rank0.pt").exists()
     done = run(composer(1, *train_arguments(digits, folder, *streamed)))
     assert done.returncode == 0, done.stdout + done.stderr

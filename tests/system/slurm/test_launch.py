@@ -1,56 +1,37 @@
 """Launching without Slurm: composer and torchrun, on one machine and by hand on two; samples by many EMA lengths."""
 
-import os
-import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from helpers.commands import BIN, ROOT, TRAIN, composer, free_port, run, train_arguments
+from helpers.commands import BIN, ROOT, TRAIN, free_port, run, started
+from helpers.runs import stored_snapshots
+from helpers.two_ranks import SNAPSHOTS, arguments
+from recipe.storage.places import Place
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("two ranks")]
 
-SETTINGS = ("duration=64ba", "ema.snapshot_interval=8ba", "checkpoints.interval=8ba", "logging.tensorboard=false")
-FSDP = ("fsdp={}", *SETTINGS)
 SECONDS = 150  # of one start, on a busy machine
-
-
-def arguments(digits: Path, folder: Path, *more: str) -> list[str]:
-    return train_arguments(digits, folder, *FSDP, *more)
 
 
 def snapshots(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "snapshots").glob("*.safetensors")}
 
 
-@pytest.fixture(scope="module")
-def by_composer(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+@pytest.fixture
+def by_composer(two_ranks: Place) -> dict[str, bytes]:
     """The snapshots of two ranks by Composer's launcher."""
-    folder = tmp_path_factory.mktemp("composer") / "run"
-    done = run(composer(2, *arguments(digits, folder)), timeout=SECONDS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(snapshots(folder)) == 16
-    return snapshots(folder)
+    return {name.removeprefix("snapshots/"): content for name, content in stored_snapshots(two_ranks).items()}
 
 
-@contextmanager
-def started(lines: list[list[str]], log: Path) -> Iterator[list[subprocess.Popen]]:
-    """Commands that run side by side, each in a process group that is gone afterwards."""
-    processes = []
-    try:
-        for line in lines:
-            with open(log, "a") as file:
-                processes.append(subprocess.Popen(line, cwd=ROOT, stdout=file, stderr=file, start_new_session=True))
-        yield processes
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+def assert_all_succeed(lines: list[list[str]], log: Path) -> None:
+    """Run commands side by side."""
+    with ExitStack() as stack:
+        processes = [stack.enter_context(started(line, log)) for line in lines]
+        assert [process.wait(timeout=SECONDS) for process in processes] == [0] * len(lines), log.read_text()
 
 
 def on_two_machines(*lines: list[str]) -> list[list[str]]:
@@ -67,8 +48,7 @@ def test_composer_by_hand_on_two_machines(by_composer: dict[str, bytes], digits:
     lines = [
         [*start, "--node_rank", str(node), *meet, str(TRAIN), *arguments(digits, tmp_path / "run")] for node in (0, 1)
     ]
-    with started(on_two_machines(*lines), tmp_path / "log") as processes:
-        assert [process.wait(timeout=SECONDS) for process in processes] == [0, 0], (tmp_path / "log").read_text()
+    assert_all_succeed(on_two_machines(*lines), tmp_path / "log")
     assert snapshots(tmp_path / "run") == by_composer
 
 
@@ -76,7 +56,7 @@ def test_torchrun(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
     """Stopped on one machine and gone on with on two: in the end the same bits as by Composer's launcher."""
     torchrun, folder = str(BIN / "torchrun"), tmp_path / "run"
     line = [torchrun, "--nproc-per-node=2", f"--master-port={free_port()}", str(TRAIN), *arguments(digits, folder)]
-    with started([line], tmp_path / "log") as (process,):
+    with started(line, tmp_path / "log") as process:
         deadline = time.monotonic() + SECONDS
         while not (folder / "snapshots").is_dir():
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
@@ -84,11 +64,10 @@ def test_torchrun(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
         process.terminate()
         assert process.wait(timeout=60) != 0
     assert "saving and stopping after batch" in (tmp_path / "log").read_text()
-    assert 0 < len(snapshots(folder)) < 16
+    assert 0 < len(snapshots(folder)) < SNAPSHOTS
     meet = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     lines = [[torchrun, *meet, f"--node-rank={node}", str(TRAIN), *arguments(digits, folder)] for node in (0, 1)]
-    with started(on_two_machines(*lines), tmp_path / "log") as processes:
-        assert [process.wait(timeout=SECONDS) for process in processes] == [0, 0], (tmp_path / "log").read_text()
+    assert_all_succeed(on_two_machines(*lines), tmp_path / "log")
     assert snapshots(folder) == by_composer
 
 

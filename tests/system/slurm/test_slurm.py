@@ -17,7 +17,7 @@ from recipe.storage.addresses import open_place
 from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("slurm")]
 
 STEPS = 100
 SCRIPT = ROOT / "launch" / "run.sh"
@@ -102,7 +102,7 @@ def test_like_one_process(undisturbed: Place, object_store: ObjectStore, remote_
     assert_like(undisturbed, place)
 
 
-@pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), (1, 2)])
+@pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), pytest.param(1, 2, marks=pytest.mark.soak)])
 def test_nodes_and_ranks(
     nodes: int, ranks: int, cluster: SlurmCluster, undisturbed: Place, remote_digits: str, tmp_path: Path,
     object_store: ObjectStore,
@@ -177,11 +177,29 @@ class Disturbed:
 def test_comes_back(
     cluster: SlurmCluster, undisturbed: Place, object_store: ObjectStore, remote_digits: str, tmp_path: Path
 ):
-    """One job is requeued, preempted, out of time, and loses each of its nodes; its end is that of `undisturbed`."""
-    place = open_place(f"s3://{object_store.bucket}/slurm/disturbed")
+    """A job is requeued; its end is that of `undisturbed`."""
+    place = open_place(f"s3://{object_store.bucket}/slurm/requeued")
     job = Disturbed(cluster, submit(cluster, 2, remote_digits, place, tmp_path), place, tmp_path)
     with job.disturbance():
         cluster.run("scontrol", "requeue", job.job)
+    assert_same_end(job, undisturbed)
+    assert "stopped and saved; the job is RUNNING" in (tmp_path / f"{job.job}.out").read_text()
+
+
+def assert_same_end(job: Disturbed, undisturbed: Place) -> None:
+    state = job.cluster.finish(job.job, EXPECTED_SECONDS)
+    assert state == "COMPLETED", output(job.job, job.folder)
+    assert_like(job.place, undisturbed, exactly=True)
+    assert newest_batch(job.place) == newest_batch(undisturbed) == STEPS
+
+
+@pytest.mark.soak
+def test_comes_back_from_each_death(
+    cluster: SlurmCluster, undisturbed: Place, object_store: ObjectStore, remote_digits: str, tmp_path: Path
+):
+    """One job is preempted, out of time, and loses each of its nodes; its end is that of `undisturbed`."""
+    place = open_place(f"s3://{object_store.bucket}/slurm/disturbed")
+    job = Disturbed(cluster, submit(cluster, 2, remote_digits, place, tmp_path), place, tmp_path)
     with job.disturbance():
         urgent = cluster.submit("--nodes=2", "--exclusive", "--partition=high", "--wrap=true", folder=tmp_path)
     job.wait_for(lambda: cluster.state(urgent) == "COMPLETED", "the urgent job")
@@ -192,9 +210,7 @@ def test_comes_back(
         with job.disturbance(told=False):
             cluster.kill_node(node)
             cluster.start_node(node)
-    assert cluster.finish(job.job, EXPECTED_SECONDS) == "COMPLETED", output(job.job, tmp_path)
-    assert_like(place, undisturbed, exactly=True)
-    assert newest_batch(place) == newest_batch(undisturbed) == STEPS
+    assert_same_end(job, undisturbed)
     text = (tmp_path / f"{job.job}.out").read_text()
     assert "stopped and saved; the job is RUNNING" in text and "a node was lost; the job is RUNNING" in text
 
