@@ -72,7 +72,7 @@ def two_ranks(digits: Path, object_store: "ObjectStore") -> "Place":
     from recipe.storage.addresses import open_place
 
     place = open_place(f"s3://{object_store.bucket}/two-ranks")
-    done = run(command(digits, place.address), env=object_store.environment)
+    done = run(command(digits, place.address), env=object_store.environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(place.list("snapshots/")) == SNAPSHOTS
     return place

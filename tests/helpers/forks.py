@@ -50,7 +50,7 @@ class Forked:
         self.size, self.timeout = ranks, timeout
         request = {"line": self.line, "environment": os.environ | (env or {}), "ranks": ranks, "timeout": timeout,
                    "port": free_port(), "folder": str(self.folder)}  # fmt: skip
-        self._status = ThreadPoolExecutor(1).submit(_ask, request)
+        self._status = ThreadPoolExecutor(1).submit(_ask, _running_server(), request)
 
     def __enter__(self) -> "Forked":
         return self
@@ -104,16 +104,21 @@ def run_forked(
         return subprocess.CompletedProcess(process.line, status, process.output(), process.errors())
 
 
-def _ask(request: dict[str, Any]) -> int | None:
-    """The exit status, or None for a timeout."""
+def _running_server() -> subprocess.Popen:
+    """The server, started by the thread that lasts: it is killed when the thread that started it ends."""
     global _server
     if _server is None:
         command = [sys.executable, str(SERVER)]
         _server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         atexit.register(_server.communicate)  # the end of its input is its end
-    assert _server.stdin is not None and _server.stdout is not None
-    _server.stdin.write(json.dumps(request) + "\n")
-    _server.stdin.flush()
-    answer = _server.stdout.readline()
+    return _server
+
+
+def _ask(server: subprocess.Popen, request: dict[str, Any]) -> int | None:
+    """The exit status, or None for a timeout."""
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    answer = server.stdout.readline()
     assert answer, "the process that forks the scripts has ended"
     return json.loads(answer)

@@ -117,7 +117,7 @@ def kill_at_random(
         with start() as process:
             seen = len(place.list("snapshots/"))
             wait_until(lambda seen=seen: len(place.list("snapshots/")) > seen, process)
-            assert process.poll() is None, f"the run ended before {left[::-1]}"
+            assert process.poll() is None, f"it ended before {left[::-1]}: {process.output()}{process.errors()}"
             while left and process.poll() is None:
                 time.sleep(chance.uniform(0, 1.5))
                 kill(left.pop(), chance, process, store)
