@@ -79,8 +79,10 @@ def fit(
         progress_bar=False,
         seed=1,
     )
-    trainer.fit()
-    trainer.close()
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
     return {name: [float(value) for _, value in values] for name, values in logger.data.items() if name != "x"}
 
 

@@ -4,10 +4,13 @@ Batches of 16 images and intervals that batches step over: config.yaml allows on
 go on with another batch.
 """
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from composer.callbacks import CheckpointSaver
 from composer.core import Algorithm, Callback, State
 from composer.loggers import Logger
 
@@ -24,6 +27,7 @@ from recipe.training.callbacks import EMASnapshots, SampleGrid, snapshot_tensors
 from recipe.training.checkpointing import Checkpoints
 from recipe.training.folder import PROGRESS, RunFolder
 from recipe.training.model import DiffusionModel, unwrap
+from recipe.training.stopping import UnsavableError
 from recipe.weights.checkpoints import retain
 from recipe.weights.snapshots import SnapshotReader, list_snapshots
 
@@ -189,6 +193,35 @@ def test_training_goes_on_while_a_snapshot_waits_to_be_written():
             tensor += 1
     assert tensors.keys() == before.keys()
     assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+def test_snapshots_round_averages_and_nothing_else():
+    """The Fourier features are no averages: a rounded frequency would be another network."""
+    net = tiny_model().net
+    tensors = snapshot_tensors(net, torch.float16)
+    buffers = dict(net.named_buffers())
+    assert len(buffers) == 4
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensors[name], tensor if name in buffers else tensor.half()), name
+        assert tensors[name].dtype == (torch.float32 if name in buffers else torch.float16), name
+
+
+def test_a_checkpoint_waits_for_the_snapshots_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that goes on from it must not lack one; nor may one that cannot be stored be passed over."""
+    folder, there = run_folder(tmp_path), []
+    monkeypatch.setattr(CheckpointSaver, "_save_checkpoint", lambda *_: there.append(times(tmp_path)))
+    store = EMASnapshots._store
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.2)
+        if len(there) == 2:
+            raise OSError("no space")
+        store(*arguments)
+
+    monkeypatch.setattr(EMASnapshots, "_store", slowly)
+    with pytest.raises(UnsavableError, match="no space"):
+        train(tiny_model(), 4, snapshots(folder, BATCH), Checkpoints(folder, "1ba", -1))
+    assert there == [[16], [16, 32]]
 
 
 def test_grids_leave_the_network_training(tmp_path: Path):

@@ -10,10 +10,12 @@ from composer.devices import DeviceCPU
 from helpers.commands import train_arguments
 from helpers.run_folders import run_folder
 from recipe.configuration.reader import read_config
+from recipe.configuration.schema import FSDP
 from recipe.data.checks import TrainingData, check_data
 from recipe.storage.local import LocalPlace
 from recipe.training.callbacks import EMASnapshots, SampleGrid
 from recipe.training.preflight import Start
+from recipe.training.sharding import degrees
 from recipe.training.trainer import algorithms, build_model, callbacks, optimizer, set_numerics
 
 UNUSUAL = [
@@ -61,6 +63,13 @@ def test_model(start: Start):
     other = start.config.model_copy(update={"seed": 12})
     assert not torch.equal(build_model(other, DeviceCPU())[0].net.unet.out_conv.weight, first)
     assert torch.equal(build_model(start.config, DeviceCPU())[0].net.unet.out_conv.weight, first)
+
+
+@pytest.mark.parametrize(
+    ("shard", "ranks", "expected"), [(None, 8, (1, 8)), (2, 8, (4, 2)), (4, 8, (2, 4)), (8, 8, (1, 8)), (1, 2, (2, 1))]
+)
+def test_replicas_and_ranks_that_share_a_copy(shard: int | None, ranks: int, expected: tuple[int, int]):
+    assert degrees(FSDP(shard=shard), ranks) == expected
 
 
 def test_optimizer(start: Start):

@@ -1,6 +1,8 @@
 """The method inside a real Composer Trainer: parity with the official code, microbatches, gradient scrubbing."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,16 +11,18 @@ from composer.loggers import Logger
 
 from helpers.commands import train_arguments
 from helpers.golden_data import check_final_weights, relative_error, under
-from helpers.training import fit, flat, golden_run, tiny_run
+from helpers.training import TINY, fit, flat, golden_run, tiny_run
 from recipe.configuration.reader import read_config
 from recipe.configuration.schema import Config, Loss
+from recipe.edm2.networks.precond import Precond
 from recipe.training.algorithms import (
     ForcedWeightNorm,
+    ScrubGradients,
     scrub_,
     training_algorithms,
 )
 from recipe.training.inputs import ExampleInputs, dropout_seed
-from recipe.training.model import unwrap
+from recipe.training.model import DiffusionModel, unwrap
 from recipe.training.run import RunError, check_device
 from recipe.training.trainer import speed_monitor
 
@@ -83,6 +87,28 @@ def test_every_kind_of_nonfinite_element_becomes_0():
     gradients = [torch.tensor([float("nan"), 1.5, float("inf")]), torch.tensor([[float("-inf"), -2.0]]), torch.ones(3)]
     assert scrub_(gradients) == 3
     assert [gradient.tolist() for gradient in gradients] == [[0, 1.5, 0], [[0, -2.0]], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(("shape", "counted"), [(None, 8), ((4,), 8), ((2, 2), 4)], ids=["no mesh", "fsdp", "hsdp"])
+def test_elements_on_several_ranks_count_once(
+    shape: tuple[int, ...] | None, counted: int, monkeypatch: pytest.MonkeyPatch
+):
+    """4 ranks, each with 2 such elements in its rows; with replicas, two of them hold the same rows."""
+    model = DiffusionModel(Precond(**TINY), [0.05])
+    for parameter in model.net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    weight = model.net.unet.out_conv.weight.grad
+    assert weight is not None
+    weight.view(-1)[:2] = torch.inf
+    mesh = None if shape is None else SimpleNamespace(ndim=len(shape), size=lambda dim: shape[dim])
+    state: Any = SimpleNamespace(model=model, fsdp_enabled=True, device_mesh=mesh)
+    state.timestamp = SimpleNamespace(batch=SimpleNamespace(value=3))
+    logged: list[dict[str, float]] = []
+    logger: Any = SimpleNamespace(log_metrics=logged.append)
+    monkeypatch.setattr("recipe.training.algorithms.dist.all_reduce", lambda tensor: tensor.mul_(4))
+    assert ScrubGradients().apply(Event.AFTER_TRAIN_BATCH, state, logger) == counted
+    assert logged == [{"gradients/nonfinite": counted}]
+    assert torch.equal(weight.view(-1)[:3], torch.tensor([0.0, 0.0, 1.0]))
 
 
 def test_scrub_keeps_huge_finite_gradients():

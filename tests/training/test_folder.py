@@ -1,0 +1,81 @@
+"""What stays on a run's machine once it is stored elsewhere, and that a local run loses nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.storage.local import LocalPlace
+from recipe.training.folder import RunFolder
+
+
+class Elsewhere(LocalPlace):
+    """A folder that counts as object storage."""
+
+    @property
+    def is_local(self) -> bool:
+        return False
+
+
+def folder(tmp_path: Path, kind: Any) -> RunFolder:
+    stored = tmp_path / "stored"
+    return RunFolder(kind(stored), tmp_path / "scratch" if kind is Elsewhere else stored)
+
+
+def write(run: RunFolder, *names: str) -> None:
+    for name in names:
+        (run.local / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.local / name).write_text(name)
+
+
+FILES = ("snapshots/a.safetensors", "checkpoints/ba8-rank0.pt", "tensorboard/events")
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_what_is_stored_is_deleted_here_but_for_open_event_files(later: bool, tmp_path: Path):
+    run = folder(tmp_path, Elsewhere)
+    write(run, *FILES)
+    for name in FILES:
+        (run.keep if later else run.store)(name)
+    run.uploads.drain()
+    assert run.uploads.failure is None
+    assert [(tmp_path / "stored" / name).read_text() for name in FILES] == list(FILES)
+    assert [name for name in FILES if (run.local / name).exists()] == ["tensorboard/events"]
+
+
+def test_what_cannot_be_stored_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = folder(tmp_path, Elsewhere)
+    write(run, *FILES)
+
+    def fail(name: str, path: Path) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(run.place, "upload", fail)
+    run.keep(FILES[0])
+    run.uploads.drain()
+    assert "no network" in str(run.uploads.failure)
+    assert (run.local / FILES[0]).exists()
+
+
+def test_forgetting_and_emptying(tmp_path: Path):
+    run = folder(tmp_path, Elsewhere)
+    write(run, *FILES, "checkpoints/ep0-ba8/.metadata")
+    run.forget("checkpoints/ep0-ba8")
+    run.forget(FILES[1])
+    run.forget("snapshots/missing")
+    assert {path.name for path in run.local.rglob("*") if path.is_file()} == {"a.safetensors", "events"}
+    run.empty_scratch()
+    assert list(run.local.iterdir()) == []
+    assert run.local.stat().st_mode & 0o777 == 0o700
+
+
+def test_nothing_of_a_local_run_is_deleted(tmp_path: Path):
+    run = folder(tmp_path, LocalPlace)
+    write(run, *FILES)
+    for name in FILES:
+        run.keep(name)
+        run.store(name)
+        run.forget(name)
+    run.empty_scratch()
+    run.uploads.drain()
+    assert all((tmp_path / "stored" / name).read_text() == name for name in FILES)

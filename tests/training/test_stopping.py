@@ -1,0 +1,75 @@
+"""A run that is told to stop, in the middle and in its last batch, which is an end like any other."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from composer.core import Algorithm, Callback, State
+from composer.loggers import Logger
+
+from helpers.step_inputs import inputs_algorithm
+from helpers.training import TINY, Examples, fit
+from recipe.edm2.networks.precond import Precond
+from recipe.storage.uploads import Uploads
+from recipe.training.model import DiffusionModel
+from recipe.training.stopping import GracefulStop, UnsavableError
+
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """The handlers of the test's own process come back."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+class InBatch(Callback):
+    """Does something in one batch, before it ends, and notes how many there were."""
+
+    def __init__(self, batch: int, signal_number: int | None, uploads: Uploads | None = None):
+        self.batch, self.signal_number, self.uploads = batch, signal_number, uploads
+        self.ended = 0
+
+    def after_forward(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value == self.batch - 1:
+            if self.signal_number is not None:
+                os.kill(os.getpid(), self.signal_number)
+            if self.uploads is not None:
+                self.uploads.submit(lambda: Path("/dev/null/x").read_bytes())
+                self.uploads.drain()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.ended = state.timestamp.batch.value
+
+
+def train(*callbacks: Callback) -> None:
+    torch.manual_seed(3)
+    examples = Examples(torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10)
+    algorithms: list[Algorithm] = [inputs_algorithm(5)]
+    fit(DiffusionModel(Precond(**TINY), [0.05]), examples, algorithms, 16, STEPS, callbacks=callbacks)
+
+
+@pytest.mark.parametrize(
+    ("batch", "stopped", "number"),
+    [(1, True, signal.SIGUSR1), (3, True, signal.SIGTERM), (4, False, signal.SIGTERM), (9, False, signal.SIGTERM)],
+)
+def test_it_stops_after_the_batch_unless_that_is_the_last(batch: int, stopped: bool, number: int):
+    stop = GracefulStop(Uploads())
+    sender = InBatch(batch, number)
+    train(stop, sender)
+    assert (stop.stopped, sender.ended) == (stopped, min(batch, STEPS))
+
+
+def test_what_cannot_be_stored_ends_the_run_in_that_batch():
+    uploads = Uploads()
+    fails = InBatch(2, None, uploads)
+    with pytest.raises(UnsavableError, match=r"batch 2: .*Not a directory"):
+        train(fails, GracefulStop(uploads))
+    assert fails.ended == 2
