@@ -10,6 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./launch/install.sh
 bin=$(cd "${VENV:-.venv}/bin" && pwd)
 venvs=${OTHER_VENVS:-.}
+mkdir -p "$venvs"
 pythons=(3.10 3.11 3.12) # those of the README
 free_gb=10               # an installation takes 7.5
 quick=(-m pytest -m "not slow and not alone and not soak" "$@")
