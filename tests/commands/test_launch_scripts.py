@@ -101,6 +101,7 @@ def test_signals_reach_the_ranks(number: int, programs: StandIns):
         assert process.wait(timeout=60) == 75
     finally:
         process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("gpus", [0, 3])
