@@ -222,16 +222,16 @@ def augmented_network(**more: Any) -> Precond:
 
 def test_untouched_images_see_the_network_without_augmentation():
     torch.manual_seed(0)
-    told = augmented_network(augment_dim=CONDITIONS)
+    conditioned = augmented_network(augment_dim=CONDITIONS)
     plain = augmented_network()
-    plain.load_state_dict({name: value for name, value in told.state_dict().items() if "augment" not in name})
+    plain.load_state_dict({name: value for name, value in conditioned.state_dict().items() if "augment" not in name})
     x, sigma, labels = torch.randn(4, 1, 8, 8), torch.rand(4) + 0.1, torch.arange(4)
     conditions = torch.zeros(4, CONDITIONS)
     alone = plain(x, sigma, labels)
-    assert torch.equal(told(x, sigma, labels, augment=conditions), alone)
-    assert torch.equal(told(x, sigma, labels), alone)  # as sampling calls it
+    assert torch.equal(conditioned(x, sigma, labels, augment=conditions), alone)
+    assert torch.equal(conditioned(x, sigma, labels), alone)  # as sampling calls it
     conditions[1, 0] = 1
-    changed = (told(x, sigma, labels, augment=conditions) != alone).flatten(1).any(dim=1)
+    changed = (conditioned(x, sigma, labels, augment=conditions) != alone).flatten(1).any(dim=1)
     assert changed.tolist() == [False, True, False, False]
 
 
