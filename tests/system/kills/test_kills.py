@@ -3,14 +3,13 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from helpers.commands import TRAIN, run, started
+from helpers.commands import TRAIN, run
 from helpers.fault_proxy import FaultProxy
 from helpers.forks import Forked
 from helpers.object_store import ObjectStore, environment
@@ -29,13 +28,7 @@ LONG = ("duration=240ba", "ema.snapshot_interval=6ba")
 PREEMPTED = 75
 
 
-def ranks_of(launcher: subprocess.Popen) -> list[int]:
-    """Process ids of the ranks, by rank."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    return [int(child) for child in children]
-
-
-def wait_until(condition: Callable[[], object], process: subprocess.Popen | Forked, timeout: float = 200) -> None:
+def wait_until(condition: Callable[[], object], process: Forked, timeout: float = 200) -> None:
     """Until `condition` holds or the process has ended."""
     deadline = time.monotonic() + timeout
     while not condition() and process.poll() is None:
@@ -159,20 +152,23 @@ def test_kills_at_random_moments(object_store: ObjectStore, digits: Path, tmp_pa
     assert_same_end(places[1], places[0])
 
 
-def test_preempted_run_saves_and_goes_on(object_store: ObjectStore, two_ranks: Place, digits: Path, tmp_path: Path):
-    folder = f"s3://{object_store.bucket}/preempted"
-    place = open_place(folder)
-    log = tmp_path / "log"
+def test_preempted_run_saves_and_goes_on(object_store: ObjectStore, two_ranks: Place, digits: Path):
+    place = open_place(f"s3://{object_store.bucket}/preempted")
+
+    def start() -> Forked:
+        return Forked(TRAIN, *arguments(digits, place.address), ranks=2, env=object_store.environment)
+
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        with started(command(digits, folder), log, object_store.environment) as process:
+        with start() as process:
             seen = len(place.list("snapshots/"))
             wait_until(lambda seen=seen: len(place.list("snapshots/")) > seen, process)
             with pytest.raises(OwnedError, match="belongs to a live run"):  # nobody else may have its folder
                 Ownership(place)
-            os.kill(ranks_of(process)[1], number)
-            assert process.wait(timeout=60) == PREEMPTED, log.read_text()
-        assert "saving and stopping after batch" in log.read_text()
+            os.kill(process.ranks()[1], number)
+            assert process.wait(100) == PREEMPTED, process.errors()
+            assert "saving and stopping after batch" in process.output() + process.errors()
         assert place.size("owner.json") is None
     assert len(place.list("snapshots/")) < SNAPSHOTS
-    finish(command(digits, folder), object_store)
+    with start() as process:
+        assert process.wait() == 0, process.output() + process.errors()
     assert_same_end(place, two_ranks)
