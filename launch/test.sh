@@ -22,7 +22,7 @@ part() {
 }
 
 tests() { "$bin/python" -m pytest "$@"; }
-beside() { tests -n 2 --dist loadgroup "$@"; }
+beside() { tests -n 2 --dist loadfile --no-loadscope-reorder "$@"; }
 
 part shellcheck "$bin/shellcheck" launch/*.sh .ci/run
 part "ruff check" "$bin/ruff" check .

@@ -14,7 +14,7 @@ mkdir -p "$venvs"
 pythons=(3.10 3.11 3.12) # those of the README
 free_gb=10               # an installation takes 7.5
 quick=(-m pytest -m "not slow and not alone and not soak" "$@")
-beside=(-n 2 --dist loadgroup) # where root gives each process a /dev/shm of its own (tests/conftest.py)
+beside=(-n 2 --dist loadfile --no-loadscope-reorder) # where root gives each process a /dev/shm of its own (tests/conftest.py)
 if [ "$(id -u)" != 0 ]; then beside=(); fi
 failed=()
 not_run=()

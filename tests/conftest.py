@@ -38,12 +38,41 @@ def pytest_configure() -> None:
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
 
 
-@pytest.hookimpl(tryfirst=True)
+TOGETHER = [
+    {"test_image.py"},
+    {"test_slurm.py", "test_slurm_signals.py"},
+    {"test_cluster_storage.py", "test_kills.py", "test_launch.py"},
+    {"test_distributed.py"},
+]
+"""Files whose tests share what is dear to set up: an image, a Slurm cluster, a run of two ranks. The longest first."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """On several processes a file stays in one, for its fixtures, and so do files that are together.
+
+    pytest-xdist's own groups have no effect under pytest 9, which does not let it rename tests.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = super()._split_scope(nodeid)
+            return str(_group(path)) if _group(path) < len(TOGETHER) else path
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file run in one process, for their fixtures' sake, unless a group of theirs says otherwise."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    """What takes longest begins first, so that no process is left alone with it at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: _group(str(item.path)))
+
+
+def _group(path: str) -> int:
+    """Which of TOGETHER a file belongs to; as many as there are for the others."""
+    name = path.rpartition("/")[2]
+    return next((number for number, files in enumerate(TOGETHER) if name in files), len(TOGETHER))
 
 
 @pytest.fixture(scope="session")

@@ -186,10 +186,10 @@ FORKED = """
 import os, sys
 import torch
 torch.cuda._device_count_nvml = lambda: 1  # as on a machine with a GPU
-from recipe.preparation.settings import Settings
-from recipe.preparation.sources import open_source
-settings = Settings(resolution=32, vae=sys.argv[1])
-job = settings.job(open_source("digits", settings))
+from recipe.preparation.first_look import job_of
+from recipe.preparation.options import Settings
+from recipe.preparation.sources.opening import open_source
+job = job_of(Settings(resolution=32, vae=sys.argv[1]), open_source("digits", 32))
 assert job.encoder.most_processes() == 4
 import streaming
 child = os.fork()

@@ -159,13 +159,13 @@ def test_a_change_of_code_installs_nothing_again(built: Builder, tmp_path: Path)
         shutil.copy(ROOT / name, checkout)
     for name in ("recipe", "yamls", "launch"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with open(checkout / "recipe" / "units.py", "a") as source:
+    with open(checkout / "recipe" / "ranks.py", "a") as source:
         source.write("CHANGED = True\n")
     (checkout / ".env").write_text("AWS_SECRET_ACCESS_KEY=stays-outside\n")
     begin = time.monotonic()
     printed = built.build(checkout)
     assert time.monotonic() - begin < 60, printed
     assert "Downloading" not in printed and "Using cache" in printed
-    look = "from recipe.units import CHANGED; import os; print(CHANGED, os.path.exists('.env'))"
+    look = "from recipe.ranks import CHANGED; import os; print(CHANGED, os.path.exists('.env'))"
     done = built.run(*NO_NETWORK, "--", "python", "-c", look)
     assert done.stdout.split() == ["True", "False"], done.stdout

@@ -18,7 +18,7 @@ from recipe.storage.addresses import open_place
 from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two ranks")]
+pytestmark = pytest.mark.slow
 
 
 def test_a_tenth_of_the_requests_fail(two_ranks: Place, digits: Path, object_store: ObjectStore, tmp_path: Path):

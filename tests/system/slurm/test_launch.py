@@ -12,7 +12,7 @@ from helpers.runs import stored_snapshots
 from helpers.two_ranks import SNAPSHOTS, arguments
 from recipe.storage.places import Place
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("two ranks")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 SECONDS = 150  # of one start, on a busy machine
 

@@ -17,7 +17,7 @@ from recipe.storage.addresses import open_place
 from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 100
 SCRIPT = ROOT / "launch" / "run.sh"

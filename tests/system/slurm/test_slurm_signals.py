@@ -13,7 +13,7 @@ import pytest
 from helpers.commands import ROOT
 from helpers.slurm_cluster import SlurmCluster, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200), pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 SCRIPT = ROOT / "launch" / "run.sh"
 CONFIG = str(ROOT / "yamls" / "edm2.yaml")
