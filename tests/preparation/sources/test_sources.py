@@ -158,7 +158,8 @@ def test_label_files(tmp_path: Path, name: str):
 
 def test_class_names_in_a_label_file(tmp_path: Path):
     labels = tmp_path / "labels.csv"
-    labels.write_text("file,class\nonly.png,zebra\na.png,Bär\nb.png,zebra\n0.png,3\n1.png,Bär\n")
+    text = "file,class\nonly.png,zebra\na.png,Bär\nb.png,zebra\n0.png,3\n1.png,Bär\n"
+    labels.write_text(text, encoding="utf-8")
     source = opened(write_zip(tmp_path / "data.zip", tree(SIZE)), labels=labels)
     assert source.class_names == ["3", "Bär", "zebra"]
     assert [item.label for item in source.items] == [2, 1, 2, 0, 1]
