@@ -1,7 +1,6 @@
 """The data of a run before it is streamed: read once, and checked against the configuration and each other."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from recipe.configuration.schema import Config, Model
 from recipe.data.facts import LATENTS, DataError, DataFacts, kind_of, mixture
-from recipe.data.index import OpenedSource, Source, open_source, sources
+from recipe.data.index import OpenedSource, open_source, sources
 from recipe.data.labels import read_labels
 
 log = logging.getLogger(__name__)
@@ -23,13 +22,11 @@ class TrainingData:
     """What is known of a run's data before they are streamed.
 
     Attributes:
-        sources: the data sets that are mixed, or the one there is.
-        samples: in all of them.
+        samples: in all data sets that are mixed, or the one there is.
         facts: of all of them together, with `kind` and, of latents, `whitening`.
         labels: class of each sample [N] if each class is drawn equally often; None = samples are drawn as they come.
     """
 
-    sources: Sequence[Source]
     samples: int
     facts: DataFacts
     labels: NDArray[np.int64] | None = None
@@ -54,7 +51,7 @@ def check_data(config: Config) -> TrainingData:
     if config.data.streams is not None:
         facts = mixture(found, [place.proportion for place in places], [str(place) for place in places])
     warn_of_sigma_data(config.model.sigma_data, facts)
-    return TrainingData(places, samples, facts, labels)
+    return TrainingData(samples, facts, labels)
 
 
 def check_facts(opened: OpenedSource, config: Config) -> DataFacts:

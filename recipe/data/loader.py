@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,15 +12,20 @@ from streaming import Stream, StreamingDataLoader
 from recipe.configuration.schema import Config, Data
 from recipe.data.checks import TrainingData
 from recipe.data.dataset import ImageDataset
-from recipe.data.index import Source
+from recipe.data.index import sources
 from recipe.data.shared_memory import clear_stale
 
 DOWNLOAD_RETRIES = 8  # of a shard, each with the retries of its storage's own client
 
 
 def training_loader(config: Config, data: TrainingData, device_batch_size: int) -> StreamingDataLoader:
-    """The loader of a run. The order of the samples depends on the seed and `num_canonical_nodes`, not on the ranks."""
-    remote = [source for source in data.sources if source.remote is not None]
+    """The loader of a run. The order of the samples depends on the seed and `num_canonical_nodes`, not on the ranks.
+
+    Args:
+        config: this rank's own, whose folders may be named by this machine's environment.
+        data: what rank 0 found out.
+    """
+    remote = [source for source in sources(config.data) if source.remote is not None]
     if remote:
         if dist.get_local_rank() == 0:  # a killed run leaves its claims on the cache folders
             for source in remote:
@@ -33,7 +37,7 @@ def training_loader(config: Config, data: TrainingData, device_batch_size: int) 
         label_dim=config.model.label_dim,
         # Only the first rank of each node arranges the epoch.
         labels=data.labels if dist.get_local_rank() == 0 else None,
-        **where(config.data, data.sources),
+        **where(config.data),
         shuffle=config.data.shuffle,
         shuffle_seed=config.seed,
         num_canonical_nodes=config.data.num_canonical_nodes,
@@ -52,11 +56,11 @@ def training_loader(config: Config, data: TrainingData, device_batch_size: int) 
     )
 
 
-def where(data: Data, sources: Sequence[Source]) -> dict[str, Any]:
+def where(data: Data) -> dict[str, Any]:
     """Arguments of StreamingDataset that name the shards."""
     if data.streams is None:
         return {"remote": data.remote, "local": data.local}
-    return {"streams": [Stream(remote=s.remote, local=s.local, proportion=s.proportion) for s in sources]}
+    return {"streams": [Stream(remote=s.remote, local=s.local, proportion=s.proportion) for s in sources(data)]}
 
 
 def end_only_with_rank(worker: int) -> None:

@@ -1,5 +1,6 @@
 """The life of a run: from the checks before it to the last file stored."""
 
+import dataclasses
 import logging
 
 import torch
@@ -9,6 +10,7 @@ from composer.utils import dist, get_device
 
 from recipe.command_line import say
 from recipe.configuration.schema import Config
+from recipe.data.checks import resolve
 from recipe.training.checkpointing import Checkpoints
 from recipe.training.folder import RunFolder
 from recipe.training.preflight import RunError, Start, prepare
@@ -47,13 +49,17 @@ def train(config: Config) -> int:
 
 
 def meet(config: Config, found: Start | None) -> tuple[Start, Device]:
-    """Begin the process group, and give every rank what rank 0 found out before it; `found` is None on the others."""
+    """Begin the process group, and give every rank what rank 0 found out before it; `found` is None on the others.
+
+    Each rank keeps its own configuration: machines may name their folders differently (`${oc.env:TMPDIR}`).
+    """
     device = get_device(None if config.device == "auto" else config.device)
     dist.initialize_dist(device)
     shared = [found]
     dist.broadcast_object_list(shared)
     assert shared[0] is not None
-    return shared[0], device
+    start = shared[0]
+    return dataclasses.replace(start, config=resolve(config, start.data.facts)), device
 
 
 def fit(trainer: Trainer, folder: str) -> None:

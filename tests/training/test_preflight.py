@@ -13,7 +13,7 @@ from helpers.commands import train_arguments
 from recipe.configuration.reader import read_config
 from recipe.configuration.schema import Config
 from recipe.configuration.spans import Span
-from recipe.data.checks import TrainingData
+from recipe.data.checks import TrainingData, check_data, resolve
 from recipe.data.facts import DataFacts
 from recipe.edm2.networks.precond import Precond
 from recipe.planning.sizes import checkpoint_bytes, snapshot_bytes
@@ -21,6 +21,7 @@ from recipe.storage.addresses import open_place
 from recipe.storage.ownership import OwnedError
 from recipe.training.folder import local_folder
 from recipe.training.preflight import RunError, Start, check_space, find_checkpoint, prepare
+from recipe.training.run import meet
 
 
 def config_for(folder: Path | str, *overrides: str) -> Config:
@@ -30,7 +31,7 @@ def config_for(folder: Path | str, *overrides: str) -> Config:
 def test_lengths_in_images_and_steps(tmp_path: Path):
     """Of 5000 images in batches of 16, an epoch has the 312 whole ones."""
     config = config_for(tmp_path, "duration=2ep", "ema.snapshot_interval=160")
-    start = Start(config, TrainingData((), 5000, DataFacts()), open_place(tmp_path), None)
+    start = Start(config, TrainingData(5000, DataFacts()), open_place(tmp_path), None)
     assert (start.steps_per_epoch, start.epoch) == (312, 4992)
     assert (start.images(config.duration), start.batches(config.duration)) == (9984, "624ba")
     assert (start.images(config.ema.snapshot_interval), start.batches(config.ema.snapshot_interval)) == (160, "10ba")
@@ -40,7 +41,7 @@ def test_lengths_in_images_and_steps(tmp_path: Path):
 @pytest.mark.parametrize("folder", ["runs/a", "s3://bucket/runs/a"])
 def test_a_start_reaches_other_ranks_whole(folder: str):
     facts = DataFacts.from_json({"zoo": 1, "streams": [{"proportion": 1.0}], "sigma_data": 0.5}, "here")
-    data = TrainingData((), 5000, facts.of_kind("latents", "here"), np.arange(3))
+    data = TrainingData(5000, facts.of_kind("latents", "here"), np.arange(3))
     sent = Start(config_for(folder), data, open_place(folder), None)
     found = pickle.loads(pickle.dumps(sent))
     assert found.config == sent.config
@@ -119,3 +120,15 @@ def test_progress_without_a_checkpoint_is_refused(tmp_path: Path):
     (tmp_path / "checkpoints" / "ba8-rank0.pt").touch()
     with pytest.raises(RunError, match="holds the checkpoints of a run, and autoresume is false"):
         find_checkpoint(place, autoresume=False)
+
+
+def test_each_rank_keeps_its_own_folders(digits: Path, tmp_path: Path):
+    """Of what rank 0 found out all ranks take what is the same for all; the cache of another machine is not."""
+    first = read_config(train_arguments(digits, tmp_path / "run", "model.sigma_data=auto"))
+    data = check_data(first)
+    start = Start(resolve(first, data.facts), data, open_place(tmp_path / "run"), None)
+    second = read_config(train_arguments(tmp_path / "other", tmp_path / "run", "model.sigma_data=auto"))
+    met, _ = meet(second, start)
+    assert met.config.data.local == str(tmp_path / "other")
+    assert met.config.model.sigma_data == start.config.model.sigma_data == data.facts.sigma_data
+    assert met.data is data
