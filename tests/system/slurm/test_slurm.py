@@ -183,7 +183,7 @@ def test_comes_back(
     with job.disturbance():
         cluster.run("scontrol", "requeue", job.job)
     assert_same_end(job, undisturbed)
-    assert "stopped and saved; the job is RUNNING" in (tmp_path / f"{job.job}.out").read_text()
+    assert f"job {job.job}, start 2: 2 nodes" in (tmp_path / f"{job.job}.out").read_text()
 
 
 def assert_same_end(job: Disturbed, undisturbed: Place) -> None:
