@@ -79,17 +79,18 @@ def test_a_run_that_must_be_new_refuses_an_old_folder(digits: Path, undisturbed:
     assert sorted(undisturbed.rglob("*")) == before
 
 
-def test_an_epoch_ends_and_a_run_resumes_in_the_next(digits: Path, tmp_path: Path):
-    """20 batches of 250 are an epoch of the 5000 digits: checkpoint on its last batch, resume, compare."""
-    intervals = ("checkpoints.interval=20ba", "ema.snapshot_interval=20ba", "logging.interval=20ba")
-    sizes = ("global_batch_size=250", "optimizer.rampup=0", *intervals)
+@pytest.mark.parametrize(("batch", "steps"), [(250, 20), (300, 16)], ids=["no rest", "rest of 200"])
+def test_an_epoch_ends_and_a_run_resumes_in_the_next(batch: int, steps: int, digits: Path, tmp_path: Path):
+    """So many batches are an epoch of the 5000 digits: checkpoint on its last batch, resume, compare."""
+    intervals = [f"{key}={steps}ba" for key in ("checkpoints.interval", "ema.snapshot_interval", "logging.interval")]
+    sizes = (f"global_batch_size={batch}", "optimizer.rampup=0", *intervals)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(digits, whole, *sizes, "duration=23ba").returncode == 0
-    assert train(digits, parts, *sizes, "duration=20ba").returncode == 0
-    assert train(digits, parts, *sizes, "duration=23ba").returncode == 0
+    assert train(digits, whole, *sizes, f"duration={steps + 3}ba").returncode == 0
+    assert train(digits, parts, *sizes, f"duration={steps}ba").returncode == 0
+    assert train(digits, parts, *sizes, f"duration={steps + 3}ba").returncode == 0
     assert losses(parts) == losses(whole)
-    assert len(losses(whole)) == 23
-    last = f"snapshot-{23 * 250:011d}-0.100.safetensors"
+    assert len(losses(whole)) == steps + 3
+    last = f"snapshot-{(steps + 3) * batch:011d}-0.100.safetensors"
     assert (parts / "snapshots" / last).read_bytes() == (whole / "snapshots" / last).read_bytes()
 
 
