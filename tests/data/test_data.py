@@ -51,6 +51,13 @@ def damage_truncated_shard(shards: Path) -> str:
     return f"{shard}: the shard has"
 
 
+def damage_longer_shard(shards: Path) -> str:
+    """Of another preparation than the index."""
+    shard = shards / "shard.00000.mds"
+    shard.write_bytes(shard.read_bytes() + b"x")
+    return f"{shard}: the shard has"
+
+
 def damage_missing_shard(shards: Path) -> str:
     (shards / "shard.00000.mds").unlink()
     return f"{shards / 'shard.00000.mds'}: the shard is missing"
@@ -74,6 +81,7 @@ def damage_broken_statistics(shards: Path) -> str:
 DAMAGES = [
     damage_missing_folder,
     damage_truncated_shard,
+    damage_longer_shard,
     damage_missing_shard,
     damage_broken_index,
     damage_empty_index,
