@@ -175,6 +175,25 @@ def test_pictures_survive_as_they_would_in_diffusers(vae: Path, vae_model: Any):
     assert len(ours.unique()) > 20
 
 
+def test_one_thread_encodes_and_decodes_whatever_there_were(vae: Path, monkeypatch: pytest.MonkeyPatch):
+    """The sums of several would round in another order."""
+    loaded = Vae(find_vae(str(vae)), torch.device("cpu"))
+    threads: list[int] = []
+    for name in ("encode", "decode"):
+        work = getattr(loaded.model, name)
+        monkeypatch.setattr(
+            loaded.model, name, lambda x, work=work: (threads.append(torch.get_num_threads()), work(x))[1]
+        )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        loaded.encode(np.zeros((1, 3, 32, 32), np.uint8))
+        loaded.decode(torch.zeros(1, 4, 4, 4))
+        assert (threads, torch.get_num_threads()) == ([1, 1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_numbers_that_are_not_finite_are_refused(vae: Path):
     loaded = Vae(find_vae(str(vae)), torch.device("cpu"))
     loaded.model.quant_conv.bias[0] = torch.inf

@@ -101,3 +101,8 @@ def test_each_class_gets_the_draws_that_are_left_over_equally_often():
         assert sorted(drawn.values()) == [20, 20, 21, 21, 21]
         more.update(label for label, count in drawn.items() if count == 21)
     assert all(abs(more[label] - 240) < 5 * (400 * 0.6 * 0.4) ** 0.5 for label in range(5))
+
+
+def test_parts_of_an_epoch_end_where_shards_do():
+    units, ids = balanced_draws(np.arange(100) % 5, np.array([40, 40, 20]), 100, np.random.default_rng(1))
+    assert (units.tolist(), ids.tolist()) == ([40, 40, 20], list(range(100)))
