@@ -79,11 +79,14 @@ def test_a_run_that_must_be_new_refuses_an_old_folder(digits: Path, undisturbed:
     assert sorted(undisturbed.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("batch", "steps"), [(250, 20), (300, 16)], ids=["no rest", "rest of 200"])
-def test_an_epoch_ends_and_a_run_resumes_in_the_next(batch: int, steps: int, digits: Path, tmp_path: Path):
-    """So many batches are an epoch of the 5000 digits: checkpoint on its last batch, resume, compare."""
+@pytest.mark.parametrize(("batch", "steps", "nodes"), [(250, 20, 1), (50, 100, 64)], ids=["no rest", "padded"])
+def test_an_epoch_ends_and_a_run_resumes_in_the_next(batch: int, steps: int, nodes: int, digits: Path, tmp_path: Path):
+    """So many batches are an epoch of the 5000 digits: checkpoint on its last batch, resume, compare.
+
+    For 64 canonical nodes streaming pads the epoch to 5056 samples: to a batch more than a run trains on.
+    """
     intervals = [f"{key}={steps}ba" for key in ("checkpoints.interval", "ema.snapshot_interval", "logging.interval")]
-    sizes = (f"global_batch_size={batch}", "optimizer.rampup=0", *intervals)
+    sizes = (f"global_batch_size={batch}", f"data.num_canonical_nodes={nodes}", "optimizer.rampup=0", *intervals)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(digits, whole, *sizes, f"duration={steps + 3}ba").returncode == 0
     assert train(digits, parts, *sizes, f"duration={steps}ba").returncode == 0
