@@ -6,6 +6,9 @@ RUN is a run's folder, local or s3://bucket/folder, of which only what is needed
 posthoc-NIMG-SIGMA_REL.safetensors files, which recipe/sample.py reads.
 """
 
+import recipe  # noqa: F401, sets up threads, before torch is loaded
+
+# isort: split
 import argparse
 import dataclasses
 import tempfile

@@ -8,6 +8,9 @@ same network without labels (classifier-free; wants label dropout in training).
 A network that was trained on latents needs --vae, the autoencoder that they were encoded with.
 """
 
+import recipe  # noqa: F401, sets up threads, before torch is loaded
+
+# isort: split
 import argparse
 from pathlib import Path
 
