@@ -1,4 +1,4 @@
-"""How many processor threads torch has and how they wait, which OpenMP reads from the environment as torch is loaded."""
+"""How many processor threads torch has and how they wait: OpenMP reads both from the environment as torch is loaded."""
 
 import os
 from collections.abc import MutableMapping
