@@ -134,11 +134,11 @@ class Disturbed:
             raise
 
     @contextmanager
-    def disturbance(self, told: bool = True) -> Iterator[None]:
+    def disturbance(self, signalled: bool = True) -> Iterator[None]:
         """Wait until the job trains, and hold its ranks during the disturbance, lest they reach the end before it.
 
         Args:
-            told: whether the disturbance reaches the ranks as a signal.
+            signalled: whether the disturbance reaches the ranks as a signal.
         """
         seen = self.seen()
         self.wait_for(lambda: self.cluster.release(self.job) or self.seen() > seen, f"progress past {seen} snapshots")
@@ -148,8 +148,8 @@ class Disturbed:
             os.kill(rank, signal.SIGSTOP)
         yield
         for rank in ranks:
-            if told:
-                self.wait_for(lambda rank=rank: told_to_stop(rank), "a signal", 90)
+            if signalled:
+                self.wait_for(lambda rank=rank: has_signal(rank), "a signal", 90)
             with suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGCONT)
         self.starts += 1
@@ -207,7 +207,7 @@ def test_comes_back_from_each_death(
         cluster.run("scontrol", "update", f"jobid={job.job}", "TimeLimit=5")
     cluster.run("scontrol", "update", f"jobid={job.job}", "TimeLimit=60")
     for node in ("n2", "n1"):
-        with job.disturbance(told=False):
+        with job.disturbance(signalled=False):
             cluster.kill_node(node)
             cluster.start_node(node)
     assert_same_end(job, undisturbed)
@@ -215,7 +215,7 @@ def test_comes_back_from_each_death(
     assert "stopped and saved; the job is RUNNING" in text and "a node was lost; the job is RUNNING" in text
 
 
-def told_to_stop(rank: int) -> bool:
+def has_signal(rank: int) -> bool:
     """Whether a signal waits for a stopped process; or it has got it and ended, as Slurm lets processes continue."""
     try:
         status = Path(f"/proc/{rank}/status").read_text()
