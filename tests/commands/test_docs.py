@@ -33,7 +33,7 @@ RUN_BY = {
     r"launch/run\.sh yamls/edm2\.yaml": "test_slurm.py::test_like_one_process",
     r"launch/array_eval\.sh .*": "test_launch.py::test_samples_by_many_lengths",
     r"composer -n 2 recipe/train\.py .*": "conftest.py::two_ranks",
-    r"torchrun --nproc-per-node=2 recipe/train\.py .*": "test_launch.py::test_torchrun",
+    r"torchrun --nproc-per-node=2 recipe/train\.py .*": "test_launch.py::test_torchrun_and_composer_by_hand",
     r"\./launch/docker_build\.sh.*": "test_image.py::built",
     r"\./launch/docker_run\.sh self-check": "test_image.py::test_examines_itself",
     r"\./launch/docker_run\.sh python recipe/prepare\.py digits .*": "test_image.py::built",
@@ -143,7 +143,7 @@ def test_bench(digits: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "lines"), [("data", 7), ("prepare", 6)])
 def test_bench_of_data(what: str, lines: int):
-    done = run(command_line("bench.py", what, "--images", "2048" if what == "data" else "256", "--resolution", "16"))
+    done = run(command_line("bench.py", what, "--images", "2048" if what == "data" else "64", "--resolution", "16"))
     assert done.returncode == 0, done.stdout + done.stderr
     figures = re.findall(r"^(?:read: |augment: |\d+x\d+ )[^\d\n]*.*\b(\d+(?:\.\d+)?)\b", done.stdout, re.MULTILINE)
     assert len(figures) == lines and all(float(figure) > 0 for figure in figures), done.stdout

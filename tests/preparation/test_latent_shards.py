@@ -98,7 +98,7 @@ def test_constant_channels_cannot_be_measured():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "s3"])
+@pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.soak), "s3"])
 def test_two_ranks_killed_and_started_again_write_the_same_bytes(
     kind: str, bucket_folder: str, vae: Path, vae_pictures: Path, encoded: Path, tmp_path: Path
 ):

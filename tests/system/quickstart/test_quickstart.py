@@ -18,17 +18,24 @@ from recipe.weights.snapshots import SnapshotReader, buffer_names, list_snapshot
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1500)]
 
+SNAPSHOTS = 1600  # images between snapshots
 UNTRACKED = 0.075  # tracked in this run only to be compared with its reconstruction from the other two
 
 
+@pytest.fixture(scope="module", params=[25600, pytest.param(51200, marks=pytest.mark.soak)])
+def duration(request: pytest.FixtureRequest) -> int:
+    """Images that the quickstart trains on: half of what it does as it stands, and all."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(duration: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a quickstart that also tracks a third average."""
     folder = tmp_path_factory.mktemp("quickstart")
     # Alone on the machine it may use both cores: the other tests' limit of one thread would double its time.
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     places = {"RUN_FOLDER": str(folder / "run"), "DATA_FOLDER": str(folder / "data")}
-    command = [str(ROOT / "launch" / "quickstart.sh"), f"ema.sigma_rels=[0.05,0.1,{UNTRACKED}]"]
+    command = [str(ROOT / "launch" / "quickstart.sh"), f"ema.sigma_rels=[0.05,0.1,{UNTRACKED}]", f"duration={duration}"]
     done = subprocess.run(
         [*command, "logging.progress_bar=false"], cwd=ROOT, env=environment | places, capture_output=True, text=True,
         timeout=1400, check=False,
@@ -47,10 +54,10 @@ def test_grid_is_a_picture_of_100_digits(finished: Path):
     assert len(list((finished / "images").glob("*.png"))) == 100
 
 
-def test_training_wrote_grids_of_raw_and_averaged_weights(finished: Path):
+def test_training_wrote_grids_of_raw_and_averaged_weights(finished: Path, duration: int):
     names = {path.name for path in (finished / "samples").iterdir()}
-    assert {f"{51200:011d}-{kind}.png" for kind in ("raw", "ema-0.050", "ema-0.100")} <= names
-    grid = np.asarray(Image.open(finished / "samples" / f"{51200:011d}-ema-0.100.png"))
+    assert {f"{duration:011d}-{kind}.png" for kind in ("raw", "ema-0.050", "ema-0.100")} <= names
+    grid = np.asarray(Image.open(finished / "samples" / f"{duration:011d}-ema-0.100.png"))
     assert grid.shape == (4 * 16, 10 * 16)  # 40 images, ten to a row
 
 
@@ -68,11 +75,11 @@ def test_a_classifier_finds_the_asked_digits(finished: Path, tmp_path: Path):
     assert accuracy >= 0.9
 
 
-def test_posthoc_average_is_the_tracked_one(finished: Path):
-    """An untracked length from 32 snapshots of two others, against the average that training tracked (Figure 4)."""
+def test_posthoc_average_is_the_tracked_one(finished: Path, duration: int):
+    """An untracked length from the snapshots of two others, against the average that training tracked (Figure 4)."""
     stored = list_snapshots(finished / "snapshots")
     others = [snapshot for snapshot in stored if snapshot.sigma_rel != UNTRACKED]
-    assert len(others) == 64
+    assert len(others) == 2 * duration // SNAPSHOTS
     nimg = others[-1].nimg
     coefficients, errors = solve(others, nimg, [UNTRACKED])
     (ours,), info = reconstruct(others, coefficients, torch.float32)

@@ -14,6 +14,7 @@ from recipe.storage.places import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
+TORCHRUN = str(BIN / "torchrun")
 SECONDS = 150  # of one start, on a busy machine
 
 
@@ -42,20 +43,10 @@ def on_two_machines(*lines: list[str]) -> list[list[str]]:
     return [[*private, *line] for line in lines]
 
 
-def test_composer_by_hand_on_two_machines(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
-    start = [str(BIN / "composer"), "-n", "1", "--world_size", "2"]
-    meet = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    lines = [
-        [*start, "--node_rank", str(node), *meet, str(TRAIN), *arguments(digits, tmp_path / "run")] for node in (0, 1)
-    ]
-    assert_all_succeed(on_two_machines(*lines), tmp_path / "log")
-    assert snapshots(tmp_path / "run") == by_composer
-
-
-def test_torchrun(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
-    """Stopped on one machine and gone on with on two: in the end the same bits as by Composer's launcher."""
-    torchrun, folder = str(BIN / "torchrun"), tmp_path / "run"
-    line = [torchrun, "--nproc-per-node=2", f"--master-port={free_port()}", str(TRAIN), *arguments(digits, folder)]
+def test_torchrun_and_composer_by_hand(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
+    """Stopped on one machine and gone on with on two: in the end the same bits as by Composer's launcher on one."""
+    folder = tmp_path / "run"
+    line = [TORCHRUN, "--nproc-per-node=2", f"--master-port={free_port()}", str(TRAIN), *arguments(digits, folder)]
     with started(line, tmp_path / "log") as process:
         deadline = time.monotonic() + SECONDS
         while not (folder / "snapshots").is_dir():
@@ -65,10 +56,20 @@ def test_torchrun(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
         assert process.wait(timeout=60) != 0
     assert "saving and stopping after batch" in (tmp_path / "log").read_text()
     assert 0 < len(snapshots(folder)) < SNAPSHOTS
-    meet = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-    lines = [[torchrun, *meet, f"--node-rank={node}", str(TRAIN), *arguments(digits, folder)] for node in (0, 1)]
+    start = [str(BIN / "composer"), "-n", "1", "--world_size", "2"]
+    meet = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    lines = [[*start, "--node_rank", str(node), *meet, str(TRAIN), *arguments(digits, folder)] for node in (0, 1)]
     assert_all_succeed(on_two_machines(*lines), tmp_path / "log")
     assert snapshots(folder) == by_composer
+
+
+@pytest.mark.soak
+def test_torchrun_on_two_machines(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):
+    meet = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    run_arguments = arguments(digits, tmp_path / "run")
+    lines = [[TORCHRUN, *meet, f"--node-rank={node}", str(TRAIN), *run_arguments] for node in (0, 1)]
+    assert_all_succeed(on_two_machines(*lines), tmp_path / "log")
+    assert snapshots(tmp_path / "run") == by_composer
 
 
 def test_samples_by_many_lengths(by_composer: dict[str, bytes], digits: Path, tmp_path: Path):

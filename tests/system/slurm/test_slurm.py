@@ -19,7 +19,7 @@ from recipe.weights.checkpoints import newest_whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS = 100
+STEPS = 60
 SCRIPT = ROOT / "launch" / "run.sh"
 SHORT = "duration=40ba"
 SETTINGS = [
