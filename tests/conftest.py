@@ -41,6 +41,7 @@ def pytest_configure() -> None:
 TOGETHER = [
     {"test_image.py"},
     {"test_slurm.py", "test_slurm_signals.py"},
+    {"test_quickstart.py"},
     {"test_cluster_storage.py", "test_kills.py", "test_launch.py"},
     {"test_distributed.py"},
 ]
