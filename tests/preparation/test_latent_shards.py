@@ -1,10 +1,7 @@
 """Pictures stored as moments of latents: those of diffusers, the same bytes whatever happens, whitened to 0.5."""
 
 import json
-import os
 import re
-import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import torch
 from PIL import Image
 
 from helpers.commands import ROOT, composer, run
+from helpers.forks import Forked
 from helpers.picture_sets import contents
 from helpers.small_vae import COUNT, SIZE, SMALL, build, facts_of, reference, stored
 from recipe.data.autoencoder import Vae, find_vae
@@ -105,20 +103,18 @@ def test_two_ranks_killed_and_started_again_write_the_same_bytes(
     """In S3 they replace another data set, as --overwrite allows."""
     out = str(tmp_path / "out") if kind == "folder" else bucket_folder
     options = ["--resolution", str(SIZE), "--shard-size", "32kb", "--workers", "1", "--vae", str(vae), "--overwrite"]
-    command = composer(2, vae_pictures, "--out", out, *options, script=ROOT / "recipe" / "prepare.py")
+    arguments = (vae_pictures, "--out", out, *options)
     place = open_place(out)
     unfinished = open_place(str(tmp_path / ".out.partial")) if kind == "folder" else place
     if kind == "s3":
         prepare(str(vae_pictures), out, resolution=8)
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    while process.poll() is None and not unfinished.list("unfinished/"):
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with Forked("prepare.py", *arguments, ranks=2) as process:
+        while process.poll() is None and not unfinished.list("unfinished/"):
+            time.sleep(0.005)
+        process.kill()
     assert 0 < len(unfinished.list("unfinished/")) < 6
     assert "index.json" not in {entry.name for entry in place.list()}
-    done = run(command, timeout=120)
+    done = run(composer(2, *arguments, script=ROOT / "recipe" / "prepare.py"), timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"now holds {COUNT} images of 4x8x8 in 2 classes" in done.stdout
     assert {entry.name: place.read(entry.name) for entry in place.list()} == contents(encoded)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.commands import assert_refused, composer, run, started, train_arguments
-from helpers.forks import train
+from helpers.commands import TRAIN, assert_refused, train_arguments
+from helpers.forks import Forked, train
 from helpers.runs import losses
 
 pytestmark = pytest.mark.slow
@@ -42,13 +42,13 @@ def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(digits: Path, undisturbed: Path, tmp_path: Path):
     folder = tmp_path / "run"
     streamed = (DROPOUT, f"data.remote={digits}", f"data.local={tmp_path / 'cache'}")  # and not read in place
-    with started(composer(1, *train_arguments(digits, folder, *streamed)), tmp_path / "log") as process:
+    with Forked(TRAIN, *train_arguments(digits, folder, *streamed)) as process:
         deadline = time.monotonic() + 200
         while not (folder / "checkpoints" / "ba16-rank0.pt").exists():
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            assert process.poll() is None and time.monotonic() < deadline, process.output() + process.errors()
             time.sleep(0.01)
     assert not (folder / "checkpoints" / "ba40-rank0.pt").exists()
-    done = run(composer(1, *train_arguments(digits, folder, *streamed)))
+    done = train(digits, folder, *streamed)
     assert done.returncode == 0, done.stdout + done.stderr
 
     ours, reference = checkpoint(folder, 40), checkpoint(undisturbed, 40)

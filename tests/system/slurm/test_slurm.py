@@ -102,7 +102,8 @@ def test_like_one_process(undisturbed: Place, object_store: ObjectStore, remote_
     assert_like(undisturbed, place)
 
 
-@pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), pytest.param(1, 2, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), (1, 2)])
+@pytest.mark.soak
 def test_nodes_and_ranks(
     nodes: int, ranks: int, cluster: SlurmCluster, undisturbed: Place, remote_digits: str, tmp_path: Path,
     object_store: ObjectStore,
