@@ -12,6 +12,7 @@ from tqdm import tqdm
 from recipe.command_line import say
 from recipe.data.facts import DataFacts
 from recipe.preparation.chunks import Chunk, Job, Note
+from recipe.preparation.class_line import class_line
 from recipe.preparation.first_look import job_of
 from recipe.preparation.options import Settings
 from recipe.preparation.outputs import Finished, Output, open_output
@@ -71,7 +72,7 @@ def prepare_data(
     output = open_output(out, ranks.rank)
     there = output.existing() if ranks.first else None
     opened = open_source(source, settings.resolution, settings.labels, settings.split)
-    for remark in opened.remarks:
+    for remark in (*opened.remarks, class_line(opened)):
         say(remark)
     job = job_of(settings, opened)
     origin = Origin(described(source), items_hash(opened.items, "\n".join(opened.class_names or [])))

@@ -1,4 +1,4 @@
-"""Pictures in a ZIP or a tar, read in memory, never extracted."""
+"""Pictures in a ZIP, or in one or several tars, read in memory, never extracted."""
 
 import bz2
 import gzip
@@ -7,11 +7,15 @@ import os
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from recipe.preparation.sources.folder import FileSource
 from recipe.preparation.sources.items import ItemError, PreparationError
+from recipe.preparation.sources.layout import SYNSET
+from recipe.preparation.sources.sidecars import LABEL_FILES
 
 ZIP_ENCRYPTED = 1  # flag of an entry
 
@@ -23,6 +27,8 @@ class ZipSource(FileSource):
     megabytes; the open file is each process's own, so that no two move one file position.
     """
 
+    is_archive = True
+
     def __init__(self, path: Path, label_file: Path | None):
         self.path = path
         try:
@@ -30,7 +36,14 @@ class ZipSource(FileSource):
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise PreparationError(f"{path}: is not a whole ZIP file ({error}); copy it again") from None
         self.process = os.getpid()
-        self.entries = {entry.filename: entry for entry in self.archive.infolist() if not entry.is_dir()}
+        entries = [entry for entry in self.archive.infolist() if not entry.is_dir()]
+        # Some tools of Windows write its separator, against the format.
+        foreign = not any("/" in entry.filename for entry in entries)
+        self.entries = {
+            entry.filename.replace("\\", "/") if foreign else entry.filename: entry
+            for entry in entries
+            if not entry.filename.endswith("\\")
+        }
         super().__init__(str(path), {name: entry.file_size for name, entry in self.entries.items()}, label_file)
 
     def read_file(self, name: str) -> bytes:
@@ -59,47 +72,98 @@ class ZipSource(FileSource):
         return self.archive
 
 
-class TarSource(FileSource):
-    """Files of a tar. A compressed one can only be read forwards, so its files keep the order of the archive."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of a tar: which tar, and where in it after decompression."""
 
-    def __init__(self, path: Path, label_file: Path | None):
-        self.path = path
-        self.unpacker = _unpacker(path)
-        self.stream: tuple[int, IO[bytes]] | None = None
+    tar: int
+    offset: int
+    size: int
+    readable: bool
+
+
+class TarSource(FileSource):
+    """Files of a tar, or of several. Compressed ones can only be read forwards: their files keep their order.
+
+    Args:
+        paths: the tars. Of several, each file's name begins with that of its tar.
+        where: the source, for messages; None = the first tar.
+    """
+
+    is_archive = True
+    in_tar = True
+
+    def __init__(self, paths: Path | Sequence[Path], label_file: Path | None, where: str | None = None):
+        self.paths = [paths] if isinstance(paths, Path) else list(paths)
+        self.unpackers = [_unpacker(path) for path in self.paths]
+        self.stream: tuple[int, int, IO[bytes]] | None = None  # process, tar, and the tar unpacked
+        self.small: dict[str, bytes] = {}  # what files beside pictures hold, where going back to them is slow
+        self.entries: dict[str, Entry] = {}
+        for number in range(len(self.paths)):
+            self._list(number)
+        ordered = sorted(self.entries, key=lambda name: (self.entries[name].tar, self.entries[name].offset))
+        sizes = {name: self.entries[name].size for name in ordered}
+        super().__init__(where or str(self.paths[0]), sizes, label_file, any(self.unpackers))
+        self._class_tars()
+        self.small = {}
+
+    def _list(self, number: int) -> None:
+        path = self.paths[number]
+        above = f"{path.name}/" if len(self.paths) > 1 else ""
         try:
             with tarfile.open(path) as archive:
-                found = [member for member in archive if not member.isdir()]
+                for member in archive:
+                    if member.isdir():
+                        continue
+                    name = above + _plain(member.name)
+                    self.entries[name] = Entry(number, member.offset_data, member.size, _readable(member))
+                    if self.unpackers[number] and name.lower().endswith(LABEL_FILES) and member.isreg():
+                        content = archive.extractfile(member)
+                        assert content is not None, "it is a regular file"
+                        self.small[name] = content.read()
         except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
             raise PreparationError(f"{path}: is not a whole tar file ({error}); copy it again") from None
-        self.entries = {_plain(member.name): (member.offset_data, member.size, _readable(member)) for member in found}
-        ordered = sorted(self.entries, key=lambda name: self.entries[name][0])
-        super().__init__(
-            str(path), {name: self.entries[name][1] for name in ordered}, label_file, self.unpacker is not None
-        )
+
+    def _class_tars(self) -> None:
+        """ImageNet as it is packed: one tar for each class, called by its synset."""
+        stems = [path.name.split(".")[0] for path in self.paths]
+        if self.class_names is not None or len(stems) < 2 or not all(map(SYNSET.fullmatch, stems)):
+            return
+        if any(item.label != -1 for item in self.items):
+            return
+        names = sorted(set(stems))
+        labels = [names.index(stem) for stem in stems]
+        self.class_names = names
+        self.items = [replace(item, label=labels[self.entries[item.name].tar]) for item in self.items]
+
+    def plain_name(self, name: str) -> str:
+        return name.split("/", 1)[1] if len(self.paths) > 1 else name
 
     def read_file(self, name: str) -> bytes:
-        offset, size, readable = self.entries[name]
-        if not readable:
+        if name in self.small:
+            return self.small[name]
+        entry = self.entries[name]
+        if not entry.readable:
             raise ItemError("is not a regular file of the tar")
         try:
-            data = self._unpacked(offset, size) if self.unpacker else self._part(offset, size)
+            data = self._unpacked(entry) if self.unpackers[entry.tar] else self._part(entry)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise ItemError(f"is damaged in the tar ({error})") from None
-        if len(data) != size:
+        if len(data) != entry.size:
             raise ItemError("is cut short in the tar")
         return data
 
-    def _part(self, offset: int, size: int) -> bytes:
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+    def _part(self, entry: Entry) -> bytes:
+        with open(self.paths[entry.tar], "rb") as file:
+            file.seek(entry.offset)
+            return file.read(entry.size)
 
-    def _unpacked(self, offset: int, size: int) -> bytes:
+    def _unpacked(self, entry: Entry) -> bytes:
         """The same after decompression, by a stream that each process has for its own and goes on in."""
-        if self.stream is None or self.stream[0] != os.getpid():
-            self.stream = (os.getpid(), self.unpacker(self.path, "rb"))
-        self.stream[1].seek(offset)
-        return self.stream[1].read(size)
+        if self.stream is None or self.stream[:2] != (os.getpid(), entry.tar):
+            self.stream = (os.getpid(), entry.tar, self.unpackers[entry.tar](self.paths[entry.tar], "rb"))
+        self.stream[2].seek(entry.offset)
+        return self.stream[2].read(entry.size)
 
 
 def _unpacker(path: Path) -> Any:

@@ -5,43 +5,53 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from recipe.preparation.sources import labels
 from recipe.preparation.sources.items import LARGEST_FILE, Item, ItemError, PreparationError, Source, shown
+from recipe.preparation.sources.labelling import labelled
+from recipe.preparation.sources.layout import imagenet_training_files
 
-DATASET_JSON = "dataset.json"
+ARRAYS = ".npy"  # ending of latents, as the official tool writes them
 
 
 class FileSource(Source):
     """Files by name, sorted, with "/" between parts. Hidden ones are not looked at.
 
+    Attributes:
+        is_archive: it has to be unpacked before a folder of it can be named.
+        in_tar: files that have a picture's name but for the ending belong to it.
+
     Args:
         where: the source, for messages.
         sizes: bytes of each file, by name.
-        label_file: gives the labels; None = `dataset.json` of the source if there is one, else class folders.
+        label_file: gives the labels; None = what lies in the source gives them, see `labelling.py`.
         ordered: `sizes` is in the order to keep.
 
     Raises:
         PreparationError: no files, or labels that do not fit them.
     """
 
+    is_archive = False
+    in_tar = False
+
     def __init__(self, where: str, sizes: Mapping[str, int], label_file: Path | None, ordered: bool = False):
         names = [name for name in sizes if not _is_hidden(name)]
         names = names if ordered else sorted(names)
-        training = labels.imagenet_training_files(names)
+        remarks = []
+        training = imagenet_training_files(names)
         if training is not None:
-            self.remarks = [f"{where} has ImageNet's layout: only train/ is used"]
+            remarks.append(f"{where} has ImageNet's layout: only train/ is used")
             names = training
-        pictures = [name for name in names if name != DATASET_JSON]
-        if not pictures:
-            raise PreparationError(f"{where}: holds no files; name a folder or an archive of images")
-        if label_file is not None:
-            ids, self.class_names = labels.from_file(label_file, pictures)
-        elif len(pictures) < len(names):
-            described = self.read_file(DATASET_JSON)
-            ids, self.class_names = labels.from_dataset_json(described, pictures, f"{where}/{DATASET_JSON}")
-        else:
-            ids, self.class_names = labels.from_folders(pictures)
-        self.items = [Item(name, sizes[name], label) for name, label in zip(pictures, ids, strict=True)]
+        pictures, labels = labelled(
+            names, self.read_file, where, label_file, self.is_archive, self.in_tar, self.plain_name
+        )
+        self.remarks = [*remarks, *labels.remarks]
+        self.class_names = labels.names
+        self.items = [Item(name, sizes[name], label) for name, label in zip(pictures, labels.ids, strict=True)]
+        arrays = sum(name.endswith(ARRAYS) for name in pictures)
+        self.holds_latents = 2 * arrays > len(pictures)
+
+    def plain_name(self, name: str) -> str:
+        """The name of a file without what is no folder of the data."""
+        return name
 
     def read(self, index: int) -> bytes:
         item = self.items[index]

@@ -47,11 +47,13 @@ class Source(abc.ABC):
         items: the pictures, in the order in which they are stored.
         class_names: the name of each class id, or None if the classes have none.
         remarks: how the source was understood, for the user to read.
+        holds_latents: the items are arrays of the official tool's latents, not pictures.
     """
 
     items: Sequence[Item]
     class_names: list[str] | None = None
     remarks: Sequence[str] = ()
+    holds_latents: bool = False
 
     @abc.abstractmethod
     def read(self, index: int) -> Raw:

@@ -1,149 +1,208 @@
-"""Class ids of files: from the folders they lie in, an official `dataset.json`, or a label file."""
+"""From what is said of files to class ids: which file an entry names, and which class a number or a word is.
 
-import csv
-import io
+Where the entries come from (a label file, `dataset.json`, files beside the pictures) is labelling.py's matter.
+"""
+
 import json
+import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from recipe.preparation.sources.items import PreparationError, shown
 
-SYNSET = re.compile(r"n\d{8}")  # name of an ImageNet class folder
-FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "name", "id")
-LABEL_COLUMNS = ("label", "class", "class_id", "class_name", "category", "target")
-Labels = tuple[list[int], "list[str] | None"]
-"""A class id for each file, -1 for none, and the names of the classes if they have any."""
+MOST_CLASSES = 1_000_000  # beyond it, numbers are no class ids
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
+NEVER_NAMES = {"", "nan", "<na>"}  # what tables write where nothing is
+MISSING = NEVER_NAMES | {"na", "n/a", "null", "none", "-", "?"}  # among numbers
+EXAMPLES = 3  # names in a message
+Pairs = Sequence[tuple[str, object]]
+"""A name of a file, and what is said to be its label."""
 
 
-def imagenet_training_files(names: Sequence[str]) -> list[str] | None:
-    """The files below `train/` if that holds ImageNet's class folders, and other folders lie beside it."""
-    training = [name for name in names if name.startswith("train/")]
-    classes = {name.split("/")[1] for name in training}
-    if not training or len(training) == len(names) or not all(SYNSET.fullmatch(name) for name in classes):
-        return None
-    return training
+@dataclass(frozen=True)
+class Labels:
+    """What is known of the classes of some files.
+
+    Attributes:
+        ids: class id of each file, -1 for none.
+        names: the name of each class id, or None if the classes have none.
+        remarks: what is unusual about them.
+    """
+
+    ids: list[int]
+    names: list[str] | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
-def from_folders(names: Sequence[str]) -> Labels:
-    """Class folders get ids by sorted name; files beside them get none. A folder that holds everything is no class."""
-    parts = [name.split("/") for name in names]
-    depth = 0
-    while parts and all(len(part) > depth + 1 and part[depth] == parts[0][depth] for part in parts):
-        depth += 1
-    class_names = sorted({part[depth] for part in parts if len(part) > depth + 1})
-    ids = {name: number for number, name in enumerate(class_names)}
-    labels = [ids[part[depth]] if len(part) > depth + 1 else -1 for part in parts]
-    return labels, [shown(name) for name in class_names] or None
+class FileNames:
+    """The files of a source, as a label file may name them.
+
+    Args:
+        names: paths in the source, with "/" between parts.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+        self.paths = {_normal(name): name for name in names}
+        self.bases = _unique((PurePosixPath(path).name, name) for path, name in self.paths.items())
+        self.stems = _unique((PurePosixPath(path).stem, name) for path, name in self.paths.items())
+
+    def find(self, entry: str) -> str | None:
+        """The file that `entry` names; None if there is none, or more than one.
+
+        It is the file's path in the source, or in a folder above it, or the file's name alone, with its ending or
+        without, if only one file has it.
+        """
+        parts = _normal(entry).split("/")
+        for first in range(len(parts)):
+            found = self.paths.get("/".join(parts[first:]))
+            if found is not None:
+                return found
+        return self.bases.get(parts[-1]) or self.stems.get(parts[-1])
+
+    def fitting(self, entry: str) -> list[str]:
+        """All files with the name of `entry`, without regard to folders."""
+        base = _normal(entry).split("/")[-1]
+        return [
+            name for path, name in self.paths.items() if base in (PurePosixPath(path).name, PurePosixPath(path).stem)
+        ]
 
 
-def from_dataset_json(data: bytes, names: Sequence[str], where: str) -> Labels:
-    """Labels of an official EDM or EDM2 data set, whose `dataset.json` lists [file name, class id], or null.
+def _normal(name: str) -> str:
+    """A path as Unix writes it, its letters composed: the same name may be stored in several ways."""
+    name = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _unique(pairs) -> dict[str, str]:  # noqa: ANN001
+    found: dict[str, str] = {}
+    twice = set()
+    for key, name in pairs:
+        if found.setdefault(key, name) != name:
+            twice.add(key)
+    return {key: name for key, name in found.items() if key not in twice}
+
+
+def of_files(pairs: Pairs, files: FileNames, where: str) -> Labels:
+    """The labels of `files`, each of which has to have one entry.
 
     Raises:
-        PreparationError: another content, labels that are not class ids, or files without one.
+        PreparationError: entries of files that are not there, files without an entry or with several that differ, or
+            labels that `class_ids` refuses.
     """
-    try:
-        content = json.loads(data)["labels"]
-    except (ValueError, KeyError, TypeError):
-        raise PreparationError(
-            f'{where}: must be JSON with the key "labels", as the official tool writes it; correct or remove it'
-        ) from None
-    if content is None:
-        return [-1] * len(names), None
-    return _of_files(_pairs(content, where), names, where)
+    classes = class_ids(pairs, where)
+    given: dict[str, int] = {}
+    strays, again = [], 0
+    for (entry, label), number in zip(pairs, classes.ids, strict=True):
+        name = files.find(entry)
+        if name is None:
+            strays.append(entry)
+        elif given.setdefault(name, number) != number:
+            raise PreparationError(
+                f"{where}: lists {shown(entry)} twice, with different labels, the second {json.dumps(label)}; remove "
+                "one of the two"
+            )
+        else:
+            again += 1
+    _refuse_gaps([name for name in files.names if name not in given], strays, files, where)
+    again -= len(given)
+    remarks = [f"{where}: lists {again} files more than once, with the same label"] if again else []
+    return Labels([given[name] for name in files.names], classes.names, classes.remarks + remarks)
 
 
-def from_file(path: Path, names: Sequence[str]) -> Labels:
-    """Labels from a CSV or JSON file that gives each file name, or path in the source, a class id or class name.
-
-    CSV: two columns, file and label, or any columns with a header such as `file,label`. JSON: {name: label},
-    [[name, label], ...], [{"file": name, "label": label}, ...], or one of these below the key "labels".
-    Class names get ids in sorted order; numbers are class ids.
-
-    Raises:
-        PreparationError: a file that cannot be read so, or files without a label.
-    """
-    where = f"--labels {path}"
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise PreparationError(f"{where}: cannot be read ({reason}); name a CSV or JSON file") from None
-    if path.suffix.lower() != ".json":
-        return _of_files(_csv_pairs(text, where), names, where)
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise PreparationError(f"{where}: is not valid JSON ({error}); correct it") from None
-    if isinstance(content, dict) and isinstance(content.get("labels"), list | dict):
-        content = content["labels"]
-    return _of_files(_pairs(content, where), names, where)
-
-
-def _csv_pairs(text: str, where: str) -> list[tuple[str, Any]]:
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    columns = (0, 1)
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    found = [[header.index(name) for name in known if name in header] for known in (FILE_COLUMNS, LABEL_COLUMNS)]
-    if found[0] and found[1]:
-        columns, rows = (found[0][0], found[1][0]), rows[1:]
-    short = next((row for row in rows if len(row) <= max(columns)), None)
-    if short is not None:
-        raise PreparationError(f"{where}: the line {','.join(short)!r} has too few columns; write file,label")
-    return [(row[columns[0]].strip(), row[columns[1]].strip()) for row in rows]
-
-
-def _pairs(content: Any, where: str) -> list[tuple[str, Any]]:
-    if isinstance(content, dict):
-        return list(content.items())
-    pairs = []
-    for entry in content if isinstance(content, list) else [content]:
-        if isinstance(entry, dict):
-            keys = [next((key for key in known if key in entry), "") for known in (FILE_COLUMNS, LABEL_COLUMNS)]
-            entry = [entry.get(key) for key in keys]
-        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
-            raise PreparationError(f"{where}: {json.dumps(entry)[:80]} is not [file name, label]; correct it")
-        pairs.append((entry[0], entry[1]))
-    return pairs
-
-
-def _of_files(pairs: Sequence[tuple[str, Any]], names: Sequence[str], where: str) -> Labels:
-    """The labels of `names`, which are looked up by path, then by file name alone."""
-    given, class_names = _class_ids(pairs, where)
-    basenames = [PurePosixPath(name).name for name in names]
-    alone = {base for base, count in Counter(basenames).items() if count == 1}
-    labels = [
-        given.get(name, given.get(base) if base in alone else None) for name, base in zip(names, basenames, strict=True)
-    ]
-    missing = [shown(name) for name, label in zip(names, labels, strict=True) if label is None]
+def _refuse_gaps(missing: Sequence[str], strays: Sequence[str], files: FileNames, where: str) -> None:
+    problems = []
     if missing:
-        raise PreparationError(
-            f"{where}: gives no label to {len(missing)} of {len(names)} files, the first {missing[0]}; add them, "
+        problems.append(
+            f"gives no label to {len(missing)} of {len(files.names)} files, the first {shown(missing[0])}; add them, "
             "with -1 for no class, or remove the files"
         )
-    return [label for label in labels if label is not None], class_names
-
-
-def _class_ids(pairs: Sequence[tuple[str, Any]], where: str) -> tuple[Mapping[str, int], "list[str] | None"]:
-    wrong = next((label for _, label in pairs if not isinstance(label, str | int) or isinstance(label, bool)), None)
-    if wrong is not None:
-        raise PreparationError(f"{where}: the label {json.dumps(wrong)} is no class id or class name; correct it")
-    if all(re.fullmatch(r"-?\d{1,9}", str(label)) for _, label in pairs):
-        ids = {name: int(label) for name, label in pairs}
-        if min(ids.values(), default=0) < -1:
-            raise PreparationError(
-                f"{where}: the class id {min(ids.values())} is below -1; ids count from 0, -1 = none"
-            )
-        class_names = None
+    for entry in strays[:EXAMPLES]:
+        fitting = files.fitting(entry)
+        if len(fitting) > 1:
+            some = " or ".join(map(shown, fitting[:EXAMPLES]))
+            problems.append(f"{shown(entry)} may be {some}; write the path in the source")
+            break
     else:
-        class_names = sorted({str(label) for _, label in pairs})
-        numbers = {name: number for number, name in enumerate(class_names)}
-        ids = {name: numbers[str(label)] for name, label in pairs}
-        class_names = [shown(name) for name in class_names]
-    if len(ids) != len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise PreparationError(f"{where}: lists {shown(twice)} twice; remove one of the two")
-    return ids, class_names
+        if strays:
+            some = ", ".join(map(shown, strays[:EXAMPLES]))
+            problems.append(
+                f"names {len(strays)} files that are not in the source, such as {some}; remove these lines, or check "
+                "that the source is complete"
+            )
+    if problems:
+        raise PreparationError(f"{where}: {', and '.join(problems)}")
+
+
+def class_ids(pairs: Pairs, where: str) -> Labels:
+    """Class ids of labels: whole numbers are ids, 3.0 is 3; names get ids in sorted order, numbers first.
+
+    -1 is no class in any case.
+
+    Raises:
+        PreparationError: an empty label, a fraction, an id below -1, or something that is neither number nor name.
+    """
+    texts = [_text(name, label, where) for name, label in pairs]
+    numbers = {text: float(text) for text in set(texts) if NUMBER.fullmatch(text)}
+    words = set(texts) - set(numbers)
+    for (name, label), text in zip(pairs, texts, strict=True):
+        lower = text.lower()
+        if lower in NEVER_NAMES or (lower in MISSING and all(word.lower() in MISSING for word in words)):
+            said = "an empty label" if text == "" else f"the label {json.dumps(label)}"
+            raise PreparationError(f"{where}: {shown(name)} has {said}; write -1 for no class")
+    if not words:
+        return Labels([_id(name, numbers[text], text, where) for (name, _), text in zip(pairs, texts, strict=True)])
+    whole = {text: str(int(number)) for text, number in numbers.items() if number.is_integer()}
+    texts = [whole.get(text, text) for text in texts]
+    names = sorted(set(texts) - {"-1"}, key=by_number)
+    ids = {name: number for number, name in enumerate(names)} | {"-1": -1}
+    remarks = []
+    if set(numbers) - {"-1"}:
+        few = sorted(words)[0]
+        remarks.append(f"{where}: some labels are numbers, others such as {json.dumps(few)} names; all count as names")
+    return Labels([ids[text] for text in texts], list(map(shown, names)), remarks + alike(names, where))
+
+
+def alike(names: Sequence[str], where: str) -> list[str]:
+    """A remark if names of classes differ by capital letters alone."""
+    folded = Counter(name.casefold() for name in names)
+    same = [name for name in names if folded[name.casefold()] > 1]
+    if not same:
+        return []
+    return [f"{where}: the classes {' and '.join(json.dumps(shown(name), ensure_ascii=False) for name in same[:2])} "
+            "differ by capital letters alone"]  # fmt: skip
+
+
+def by_number(name: str) -> tuple[bool, float, str]:
+    """What names of classes are sorted by: numbers as numbers, before words."""
+    is_number = NUMBER.fullmatch(name) is not None
+    return not is_number, float(name) if is_number else 0, name
+
+
+def _text(name: str, label: object, where: str) -> str:
+    """A label as text; numbers without a fraction as whole ones."""
+    if label is None or (isinstance(label, float) and math.isnan(label)):
+        raise PreparationError(f"{where}: {shown(name)} has an empty label; write -1 for no class")
+    if isinstance(label, str):
+        return unicodedata.normalize("NFC", label.strip())
+    if isinstance(label, int | float) and not isinstance(label, bool):
+        return str(label)
+    raise PreparationError(f"{where}: the label {json.dumps(label)[:80]} is no class id or class name; correct it")
+
+
+def _id(name: str, number: float, text: str, where: str) -> int:
+    if not math.isfinite(number) or not number.is_integer():
+        raise PreparationError(
+            f"{where}: the label {text} of {shown(name)} is no class id or class name; ids are whole numbers from 0"
+        )
+    if number < -1:
+        raise PreparationError(f"{where}: the class id {text} is below -1; ids count from 0, -1 = none")
+    if number >= MOST_CLASSES:
+        raise PreparationError(
+            f"{where}: the class id {text} of {shown(name)} is beyond {MOST_CLASSES - 1}; number the classes from 0"
+        )
+    return int(number)

@@ -10,6 +10,7 @@ from recipe.preparation.sources.digits import DEFAULT_RESOLUTION, DigitsSource
 from recipe.preparation.sources.folder import FolderSource
 from recipe.preparation.sources.items import PreparationError, Source
 from recipe.preparation.sources.mds import MdsSource
+from recipe.preparation.sources.tars import tars_of_braces, tars_of_folder
 from recipe.storage.addresses import is_remote, open_place
 
 DIGITS = "digits"
@@ -21,8 +22,8 @@ def open_source(
 ) -> Source:
     """The pictures that `source` names.
 
-    It is a folder, a ZIP, a tar, MDS shards (local or s3://bucket/prefix), a Hugging Face data set (`hf:NAME`, or the
-    folder of one), or `digits`.
+    It is a folder, a ZIP, a tar, several tars (a folder of them, or a name with braces), MDS shards (local or
+    s3://bucket/prefix), a Hugging Face data set (`hf:NAME`, or the folder of one), or `digits`.
 
     Args:
         resolution: of the digits; None = 32.
@@ -44,6 +45,14 @@ def open_source(
 
         _refuse(labels, source)
         return HuggingFaceSource(source.removeprefix(HUB), split)
+    tars = None if is_remote(source) else tars_of_braces(source)
+    if tars is not None:
+        return TarSource(tars, labels, source)
+    of_folder = tars_of_folder(path) if path.is_dir() else None
+    if of_folder is not None:
+        opened = TarSource(of_folder[0], labels, source)
+        opened.remarks = [*filter(None, of_folder[1:]), *opened.remarks]
+        return opened
     if is_remote(source) or (path / "index.json").is_file():
         _refuse(labels, source)
         return MdsSource(open_place(source))

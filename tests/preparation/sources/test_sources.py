@@ -139,7 +139,7 @@ NAMED = {"only.png": 4, "a.png": 0, "b.png": -1, "0.png": 1, "1.png": 1}
 LABEL_FILES = {
     "ids.csv": "ape/only.png,4\ncat/a.png,0\ncat/b.png,-1\ndog/0.png,1\ndog/sub/1.png,1\n",
     "header.csv": "size,label,file\n1,4,ape/only.png\n2,0,cat/a.png\n3,-1,cat/b.png\n4,1,0.png\n5,1,dog/sub/1.png\n",
-    "basenames.csv": "\ufeffonly.png, 4\na.png, 0\nb.png, -1\n0.png, 1\n1.png, 1\nelsewhere.png, 9\n",
+    "basenames.csv": "\ufeffonly.png, 4\na.png, 0\nb.png, -1\n0.png, 1\n1.png, 1\n",
     "ids.json": json.dumps(NAMED | {"1.png": "1"}),
     "pairs.json": json.dumps({"labels": list(NAMED.items())}),
     "records.json": json.dumps([{"class": c, "file_name": n} for n, c in NAMED.items()]),
@@ -367,7 +367,9 @@ def test_a_basename_that_several_files_have_is_no_name(tmp_path: Path):
     labels = tmp_path / "labels.csv"
     labels.write_text("same.png,1\n")
     data = write_folder(tmp_path / "data", {"a/same.png": b"", "b/same.png": b""})
-    with pytest.raises(PreparationError, match="gives no label to 2 of 2 files"):
+    with pytest.raises(
+        PreparationError, match="same.png may be a/same.png or b/same.png; write the path in the source"
+    ):
         opened(data, labels=labels)
 
 
