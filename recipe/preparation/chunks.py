@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from recipe.preparation.decoding import read_item
 from recipe.preparation.encoders import Encoder
-from recipe.preparation.pictures import PictureFormat
-from recipe.preparation.sources.items import ItemError, Source, items_hash, shown
+from recipe.preparation.sources.items import ItemError, Raw, Source, items_hash, shown
 
 LARGEST_CHUNK = 8192  # items, so that little is done twice after an interruption
 LABEL_BYTES = 64  # of a sample beside its image: label, sizes, offset
@@ -43,13 +44,14 @@ class Job:
     """What all chunks have in common.
 
     Attributes:
+        picture_format: makes of an item the array that is encoded; raises ItemError.
         shard_size: bytes that a shard may have before compression.
         compression, hashes: as MDSWriter takes them.
         skip_errors: leave broken items out instead of raising BrokenItems.
     """
 
     source: Source
-    picture_format: PictureFormat
+    picture_format: Callable[[Raw], NDArray[Any]]
     encoder: Encoder
     settings: dict[str, Any]
     shard_size: int
@@ -122,7 +124,7 @@ def _batches(
     images: list[np.ndarray] = []
     for index in range(chunk.start, chunk.stop):
         try:
-            image = job.picture_format(job.source.read(index))
+            image = job.picture_format(read_item(job.source, index))
             if job.skip_errors or not broken:
                 indices.append(index)
                 images.append(image)

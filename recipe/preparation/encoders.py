@@ -34,7 +34,7 @@ class Encoder(Protocol):
     sample_bytes: int
     batch_size: int
 
-    def encode(self, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    def encode(self, images: NDArray[Any]) -> list[dict[str, Any]]:
         """One sample, without its label, for each of the pictures [N, C, H, W]."""
         ...
 

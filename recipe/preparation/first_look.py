@@ -1,16 +1,23 @@
 """What follows from the first look at a source: size, colours, and with them the job."""
 
+from collections.abc import Callable
 from typing import Any
 
+from numpy.typing import NDArray
+
+from recipe.command_line import say
 from recipe.preparation.chunks import Job
+from recipe.preparation.decoding import read_item, upright
 from recipe.preparation.encoders import Encoder, PixelEncoder
 from recipe.preparation.options import NO_GREY_WEBP, SMALLEST_RESOLUTION, Settings
-from recipe.preparation.pictures import PictureFormat, is_grey, upright
+from recipe.preparation.pictures import PictureFormat, is_grey
 from recipe.preparation.sources.digits import DigitsSource
-from recipe.preparation.sources.items import ItemError, PreparationError, Source, shown, spread
+from recipe.preparation.sources.items import ItemError, PreparationError, Raw, Source, shown, spread
 
 FORMAT = 1  # of what is written; a change makes unfinished and finished work different
 LOOKS = 64  # pictures that decide what is not given
+Parts = tuple[Callable[[Raw], NDArray[Any]], Encoder, dict[str, Any]]
+"""How items are read, how they are stored, and the settings that say so."""
 VAE_BATCH = 8  # pictures; 512x512 in float32 then take some 5 GB of a GPU
 
 
@@ -20,25 +27,51 @@ def job_of(settings: Settings, source: Source) -> Job:
     Raises:
         PreparationError: no picture of it can be read, or the first is not square and there is no resolution.
     """
-    form = _picture_format(settings, source)
-    if settings.encoding == "webp" and form.channels == 1:
-        raise PreparationError(NO_GREY_WEBP)
-    encoder = _encoder(settings, form)
+    form, encoder, made_with = (_of_latents if source.holds_latents else _of_pictures)(settings, source)
     shard_size, hashes = settings.shard_bytes(), tuple(sorted(set(settings.hashes)))
-    made_with: dict[str, Any] = {
+    made_with = {
         "format": FORMAT,
         "kind": encoder.kind,
         **encoder.settings(),
-        "resolution": form.resolution,
-        "crop": form.crop if form.resize else None,
-        "channels": form.channels,
-        "to_grey": form.to_grey,
-        "background": list(form.background),
+        **made_with,
         "shard_size": shard_size,
         "compression": settings.compression,
         "hashes": list(hashes),
     }
     return Job(source, form, encoder, made_with, shard_size, settings.compression, hashes, settings.skip_errors)
+
+
+def _of_latents(settings: Settings, source: Source) -> Parts:
+    from recipe.preparation.latent_arrays import FACTOR, VAE, ArrayEncoder, latent_format  # torch takes seconds
+
+    form = latent_format(settings, source)
+    size = form.size
+    assert size is not None, "it is that of the first array"
+    say(
+        f"{source.items[0].name} and the others are latents of {size}x{size}, which the official tool encodes from "
+        f"{size * FACTOR}x{size * FACTOR} pixels by {VAE}; they are stored as they are"
+    )
+    return form, ArrayEncoder(size, settings.latent_dtype or "float32", settings.whitening), {"resolution": size}
+
+
+def _of_pictures(settings: Settings, source: Source) -> Parts:
+    for option in ("latent_dtype", "whitening"):
+        value = getattr(settings, option)
+        if value is not None and settings.vae is None:
+            raise PreparationError(
+                f"--{option.replace('_', '-')} {value}: is only for latents; name their autoencoder with --vae"
+            )
+    form = _picture_format(settings, source)
+    if settings.encoding == "webp" and form.channels == 1:
+        raise PreparationError(NO_GREY_WEBP)
+    made_with = {
+        "resolution": form.resolution,
+        "crop": form.crop if form.resize else None,
+        "channels": form.channels,
+        "to_grey": form.to_grey,
+        "background": list(form.background),
+    }
+    return form, _encoder(settings, form), made_with
 
 
 def _encoder(settings: Settings, form: PictureFormat) -> Encoder:
@@ -85,6 +118,8 @@ def _picture_format(settings: Settings, source: Source) -> PictureFormat:
 def first_look(source: Source) -> tuple[tuple[int, int], bool]:
     """(width, height) of the first picture that can be read, and whether LOOKS pictures over the source are all grey.
 
+    Their pixels are decoded: a damaged file must not decide which size the others have to have.
+
     Raises:
         PreparationError: none can be read.
     """
@@ -93,8 +128,8 @@ def first_look(source: Source) -> tuple[tuple[int, int], bool]:
     reason = ""
     for index in spread(len(source.items), LOOKS):
         try:
-            picture = upright(source.read(index))
-        except (ItemError, OSError, ValueError, SyntaxError, Warning) as error:
+            picture = upright(read_item(source, index))
+        except ItemError as error:
             reason = reason or f"{shown(source.items[index].name)} {error}"
             continue
         size = size or picture.size

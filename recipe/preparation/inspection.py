@@ -13,7 +13,7 @@ from PIL import Image
 from recipe.data.facts import DataFacts
 from recipe.data.index import STATISTICS, facts_at, stored_file
 from recipe.data.samples import MdsShards
-from recipe.preparation.pictures import upright
+from recipe.preparation.decoding import upright
 from recipe.preparation.sources.items import PreparationError, Raw, spread
 from recipe.storage.addresses import open_place
 

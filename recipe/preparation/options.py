@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[object, ...]] = {  # fields of Settings; each may also 
     "latent_dtype": FLOATS,
     "whitening": ("constants", "measured"),
 }
-ONLY_FOR_LATENTS = ("vae_batch", "vae_dtype", "latent_dtype", "whitening")
+ONLY_WITH_VAE = ("vae_batch", "vae_dtype")
 NO_GREY_WEBP = "--encoding webp: knows no grey pictures; use png or raw, or --channels 3"
 UNSTABLE = "gz"  # its files carry the time of writing
 
@@ -94,7 +94,7 @@ class Settings:
 
     def _problems_of_latents(self) -> list[str]:
         if self.vae is None:
-            values = {field: getattr(self, field) for field in ONLY_FOR_LATENTS}
+            values = {field: getattr(self, field) for field in ONLY_WITH_VAE}
             return [
                 f"--{field.replace('_', '-')} {value}: is only for latents; name their autoencoder with --vae"
                 for field, value in values.items()

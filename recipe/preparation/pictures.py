@@ -1,13 +1,12 @@
-"""From what a source holds to the array that is stored: decoding, orientation, mode, alpha, crop and size."""
+"""From what a source holds to the array that is stored: mode, alpha, crop and size; decoding.py opens and turns it."""
 
-import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms
 
+from recipe.preparation.decoding import one_reason, upright
 from recipe.preparation.sources.items import ItemError, Raw
 
 CROPS = ("center-crop", "center-crop-dhariwal", "none")
@@ -15,20 +14,6 @@ GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I")
 OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 MAX_16_BITS = 65535
-PILLOWS_ERRORS = (  # what its readers raise over damaged files
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    KeyError,
-    OverflowError,
-    ZeroDivisionError,
-    AttributeError,
-    MemoryError,
-    RuntimeError,
-)
 
 
 @dataclass(frozen=True)
@@ -57,17 +42,8 @@ class PictureFormat:
         Raises:
             ItemError: not an image, a damaged one, one beyond Pillow's limit of pixels, or one against the rules above.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # metadata that Pillow finds odd
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            try:
-                picture = self._cropped(self._in_mode(upright(raw)))
-            except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-                raise _bomb() from None
-            except PILLOWS_ERRORS as error:
-                if isinstance(error, ItemError):
-                    raise
-                raise ItemError(f"is a damaged image ({_reason(error)})") from None
+        with one_reason():
+            picture = self._cropped(self._in_mode(upright(raw)))
         array = np.asarray(picture)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
@@ -132,38 +108,9 @@ def _middle(picture: Image.Image, side: int) -> Image.Image:
     return picture.crop((left, top, left + side, top + side))
 
 
-def upright(raw: Raw) -> Image.Image:
-    """The picture turned as its EXIF orientation says; the first frame of several. Raises ItemError and Pillow's own.
-
-    Pixels are decoded only where they have to be, so that size and mode cost little.
-    """
-    if isinstance(raw, np.ndarray):
-        return _from_array(raw)
-    try:
-        picture = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else raw
-    except UnidentifiedImageError:
-        raise ItemError("is not an image" if raw else "is an empty file") from None
-    except Image.DecompressionBombError:
-        raise _bomb() from None
-    ImageOps.exif_transpose(picture, in_place=True)
-    return picture
-
-
 def is_grey(picture: Image.Image) -> bool:
     """Whether a picture's mode has no colours."""
     return picture.mode in GREY_MODES
-
-
-def _from_array(array: NDArray[np.uint8]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise ItemError(f"is an array of {array.dtype} with shape {list(array.shape)}, not uint8 pixels")
-    if array.ndim == 3 and array.shape[0] in (1, 3):
-        array = array[0] if len(array) == 1 else array.transpose(1, 2, 0)
-    elif array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim == 3 and array.shape[2] not in (3, 4):
-        raise ItemError(f"is an array of shape {list(array.shape)}, which is neither [C, H, W] nor [H, W, C]")
-    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -180,13 +127,3 @@ def _from_lab(picture: Image.Image) -> Image.Image:
     converted = ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
     assert converted is not None, "not in place"
     return converted
-
-
-def _bomb() -> ItemError:
-    return ItemError(
-        f"has more than Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels (a decompression bomb?); reduce it first"
-    )
-
-
-def _reason(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

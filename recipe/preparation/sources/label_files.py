@@ -153,7 +153,7 @@ def _rows(text: str, where: str) -> list[list[str]]:
 
 
 def _table_pairs(
-    rows: list[Row], files: FileNames, where: str, only_known: bool, keyed: bool = False
+    rows: Sequence[Row], files: FileNames, where: str, only_known: bool, keyed: bool = False
 ) -> tuple[Pairs, list[str]]:
     """`keyed`: the first row is known to hold the names of the columns."""
     file, label, has_header, remarks = _columns(rows, files, where, only_known, keyed)
@@ -169,7 +169,7 @@ def _table_pairs(
 
 def _columns(
     rows: Sequence[Row], files: FileNames, where: str, only_known: bool, keyed: bool
-) -> tuple[int, int, bool, Sequence[str]]:
+) -> tuple[int, int, bool, list[str]]:
     """Which columns hold the file and the label, whether the first row is a header, and remarks."""
     header = [_plain(cell) for cell in rows[0]]
     known = [header.index(name) for name in LABEL_COLUMNS if name in header]

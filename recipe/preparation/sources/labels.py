@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -78,7 +78,7 @@ def _normal(name: str) -> str:
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def _unique(pairs) -> dict[str, str]:  # noqa: ANN001
+def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     twice = set()
     for key, name in pairs:
@@ -197,7 +197,7 @@ def _text(name: str, label: object, where: str) -> str:
 def _id(name: str, number: float, text: str, where: str) -> int:
     if not math.isfinite(number) or not number.is_integer():
         raise PreparationError(
-            f"{where}: the label {text} of {shown(name)} is no class id or class name; ids are whole numbers from 0"
+            f"{where}: the label {text} is no class id or class name, of {shown(name)}; ids are whole numbers from 0"
         )
     if number < -1:
         raise PreparationError(f"{where}: the class id {text} is below -1; ids count from 0, -1 = none")

@@ -1,5 +1,7 @@
 """What the folders of a source mean: classes, ImageNet's layout, or parts of a data set such as train/ and test/."""
 
+import functools
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,9 +23,12 @@ SPLITS = {
 def looks_like_picture(name: str) -> bool:
     """Whether a file's name says that it is a picture, or says nothing."""
     suffix = PurePosixPath(name).suffix.lower()
-    if not Image.EXTENSION:
-        Image.init()
-    return suffix == "" or suffix in Image.EXTENSION
+    return suffix == "" or suffix in _endings()
+
+
+@functools.cache
+def _endings() -> frozenset[str]:
+    return frozenset(Image.registered_extensions())  # which asks all of Pillow's readers
 
 
 def imagenet_training_files(names: Sequence[str]) -> list[str] | None:
@@ -121,7 +126,7 @@ def _refuse_splits(inside: Sequence[Sequence[str]], depth: int, where: str, is_a
 def _checked_numbers(folders: Sequence[str], where: str) -> list[str]:
     """A remark if folders are called by numbers that are not their ids."""
     numbers = [float(name) for name in folders if NUMBER.fullmatch(name)]
-    for one, other in zip(folders, folders[1:], strict=False):
+    for one, other in itertools.pairwise(folders):
         if NUMBER.fullmatch(one) and NUMBER.fullmatch(other) and float(one) == float(other):
             raise PreparationError(f"{where}: the folders {one} and {other} are the same number; rename or join them")
     if len(numbers) < len(folders) or not folders:

@@ -66,8 +66,8 @@ class Sidecars:
         if not pairs:
             return None
         labels = of_files(pairs, FileNames(pictures), self.where)
-        return Labels(labels.ids, labels.names, [*self.remarks(CLASS if CLASS in self.endings else DESCRIPTION)]
-                      + labels.remarks)  # fmt: skip
+        used = CLASS if CLASS in self.endings else DESCRIPTION
+        return Labels(labels.ids, labels.names, [*self.remarks(used), *labels.remarks])
 
     def remarks(self, used: str = "") -> list[str]:
         """What of the samples is used."""

@@ -368,7 +368,7 @@ def test_a_basename_that_several_files_have_is_no_name(tmp_path: Path):
     labels.write_text("same.png,1\n")
     data = write_folder(tmp_path / "data", {"a/same.png": b"", "b/same.png": b""})
     with pytest.raises(
-        PreparationError, match="same.png may be a/same.png or b/same.png; write the path in the source"
+        PreparationError, match=r"same\.png may be a/same\.png or b/same\.png; write the path in the source"
     ):
         opened(data, labels=labels)
 
