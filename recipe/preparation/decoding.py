@@ -98,12 +98,9 @@ def _orientation(picture: Image.Image) -> int:
     except Exception:  # of a parser over damaged metadata
         exif = picture.info.get("exif")
         found = orientation_in(exif) if isinstance(exif, bytes) else None
-    while isinstance(found, tuple | list | bytes) and len(found) == 1:  # as other types of EXIF than it should have
+    while isinstance(found, tuple | list | bytes) and len(found) == 1:  # of another type than EXIF demands
         found = found[0]
-    try:
-        return int(found) if found is not None and int(found) == found and found in TURNS else 1  # pyright: ignore[reportArgumentType]
-    except Exception:  # of a fraction with 0 below, or a text
-        return 1
+    return next((value for value in TURNS if found in (value, str(value))), 1)
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:
@@ -119,4 +116,6 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    return shown(" ".join(str(error).split()) or type(error).__name__)[:200]
+    text = shown(" ".join(str(error).split()))
+    name = type(error).__name__
+    return (text if " " in text else f"{name}: {text}" if text else name)[:200]

@@ -5,6 +5,7 @@ splits what `MomentEncoder` would have encoded. So the shards and their facts ar
 """
 
 import ast
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def _array(data: bytes) -> NDArray[np.float32]:
     if kind.newbyteorder("=") != np.float32 or not fits:
         raise ItemError(f"is an array of {kind.name} with shape {list(shape)}, but {NEEDS}")
     content = data[end:]
-    if len(content) != np.prod(shape) * kind.itemsize:
+    if len(content) != math.prod(shape) * kind.itemsize:
         raise ItemError(f"is cut short or too long, with {len(content)} bytes of numbers")
     array = np.frombuffer(content, kind).reshape(shape, order="F" if header["fortran_order"] else "C")
     return np.ascontiguousarray(array, np.float32)

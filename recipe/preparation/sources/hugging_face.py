@@ -1,11 +1,14 @@
 """Data sets of the Hugging Face library `datasets`, which is an optional extra."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recipe.preparation.sources.items import Item, ItemError, PreparationError, Raw, Source
+from recipe.preparation.sources.labels import class_ids
 
-NUMBERS = ("label", "labels")  # columns of whole numbers that are taken for class ids
+LABELS = ("label", "labels")  # columns of numbers or names that are taken for classes
+KINDS = ("int", "uint", "float", "string", "large_string")  # of their values
 
 
 class HuggingFaceSource(Source):
@@ -25,20 +28,27 @@ class HuggingFaceSource(Source):
         columns = self.data.features
         images = [column for column, kind in columns.items() if isinstance(kind, datasets.Image)]
         labels = [column for column, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
-        labels = labels or [c for c in NUMBERS if str(getattr(columns.get(c), "dtype", "")).startswith("int")]
+        labels = labels or [c for c in LABELS if str(getattr(columns.get(c), "dtype", "")).startswith(KINDS)]
         if len(images) != 1:
             raise PreparationError(f"{name}: has {len(images)} columns of images among {', '.join(columns)}; needs one")
         if len(labels) > 1:
             raise PreparationError(f"{name}: has several labels, {', '.join(labels)}; remove all but one")
         self.image = images[0]
         self.data = self.data.cast_column(self.image, datasets.Image(decode=False))
-        numbers = list(self.data[labels[0]]) if labels else []
+        self.remarks = []
+        ids = self._classes(name, labels[0], columns[labels[0]]) if labels else [-1] * len(self.data)
         if labels and isinstance(columns[labels[0]], datasets.ClassLabel):
             self.class_names = list(columns[labels[0]].names)
-        self.items = [
-            Item(f"{self.data._fingerprint}[{index}]", 0, _class_id(numbers[index]) if labels else -1)
-            for index in range(len(self.data))
-        ]
+        self.items = [Item(f"{self.data._fingerprint}[{index}]", 0, label) for index, label in enumerate(ids)]
+
+    def _classes(self, name: str, column: str, kind: Any) -> Sequence[int]:
+        """Class ids of a column; None is no class."""
+        values = [-1 if value is None else value for value in self.data[column]]
+        if hasattr(kind, "names"):  # declared as classes
+            return values
+        found = class_ids([(f"row {row}", value) for row, value in enumerate(values)], f"{name}, column {column}")
+        self.class_names, self.remarks = found.names, found.remarks
+        return found.ids
 
     def read(self, index: int) -> Raw:
         found = self.data[index][self.image]
@@ -81,7 +91,3 @@ def _load(datasets: Any, name: str, split: str | None) -> Any:
     if split not in found:
         raise PreparationError(f"--split {split}: {name} has the splits {', '.join(found)}; name one of them")
     return found[split]
-
-
-def _class_id(label: int | None) -> int:
-    return -1 if label is None else int(label)

@@ -65,7 +65,9 @@ def label_pairs(
         NoLabels: a table without a column of labels.
     """
     if suffix in (".json", ".jsonl", ".ndjson") or (suffix != ".csv" and text.lstrip()[:1] in ("{", "[")):
-        return _json_pairs(_json(text, where), files, where, only_known)
+        content = _json(text, where)
+        lines = suffix in (".jsonl", ".ndjson") and isinstance(content, dict)  # a single one
+        return _json_pairs([content] if lines else content, files, where, only_known)
     rows = _rows(text, where)
     return _table_pairs(rows, files, where, only_known) if rows else ([], [])
 
@@ -81,10 +83,11 @@ def json_object(text: str, where: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
-            if found.setdefault(key, value) != value:
+            if key in found and found[key] != value:
                 raise PreparationError(
                     f"{where}: lists {shown(key)} twice, with different labels; remove one of the two"
                 )
+            found[key] = value
         return found
 
     return json.loads(text, object_pairs_hook=once)

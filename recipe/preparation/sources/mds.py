@@ -43,6 +43,11 @@ class MdsSource(Source):
         fitting = [column for column, kind in kinds.items() if kind.split(":")[0] in encodings]
         if name in fitting:
             return name
+        if name in kinds:
+            raise PreparationError(
+                f"{place.address}: its column {name} is of the kind {kinds[name]}, but has to be one of "
+                f"{', '.join(encodings)}; write it anew"
+            )
         if len(fitting) > 1:
             raise PreparationError(f"{place.address}: {', '.join(fitting)} may each be the {name}; call one {name}")
         return fitting[0] if fitting else None
