@@ -1,4 +1,4 @@
-"""The official tool's latents are a source: the same shards and facts as encoding gives, and one line for bad arrays."""
+"""The official tool's latents are a source: the shards and facts are those of encoding; a bad array is one line."""
 
 import io
 import json

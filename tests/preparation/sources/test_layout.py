@@ -118,7 +118,7 @@ def test_an_official_data_set_packed_again_below_a_folder(tmp_path: Path):
     assert ids(open_source(str(write_zip(tmp_path / "again.zip", files)))) == expected
     assert len(set(expected.values())) == 5
     two = {f"{top}/{name}": data for name, data in files.items() for top in "ab"}
-    with pytest.raises(PreparationError, match="holds several data sets, a/img16/dataset.json and b/img16/dataset"):
+    with pytest.raises(PreparationError, match=r"several data sets, a/img16/dataset\.json and b/img16/dataset"):
         open_source(str(write_zip(tmp_path / "two.zip", two)))
 
 
@@ -132,9 +132,9 @@ METADATA = {
 def test_metadata_of_hugging_face(tmp_path: Path, name: str):
     source = opened(tmp_path / "a", "1.png", "sub/2.png", **{name: METADATA[name]})
     assert ids(source) == {"1.png": 2, "sub/2.png": 0}
-    source = opened(tmp_path / "b", "x/1.png", "x/sub/2.png", "y/3.png",
-                    **{f"x__{name}": METADATA[name], f"y__{name}": METADATA[name][:0] + (
-                        '{"file_name": "3.png", "label": 1}' if "json" in name else "file_name,label\n3.png,1\n")})  # fmt: skip
+    other = '{"file_name": "3.png", "label": 1}' if "json" in name else "file_name,label\n3.png,1\n"
+    texts = {f"x__{name}": METADATA[name], f"y__{name}": other}
+    source = opened(tmp_path / "b", "x/1.png", "x/sub/2.png", "y/3.png", **texts)
     assert ids(source) == {"x/1.png": 2, "x/sub/2.png": 0, "y/3.png": 1}
     given = open_source(str(tmp_path / "a"), labels=tmp_path / "a" / name.replace("_", "."))
     assert ids(given) == {"1.png": 2, "sub/2.png": 0}
@@ -147,5 +147,5 @@ def test_metadata_without_labels_are_not_used(tmp_path: Path):
     source = opened(tmp_path / "data", "a/1.png", "b/2.png", metadata_jsonl=captions)
     assert ids(source) == {"a/1.png": 0, "b/2.png": 1}
     assert re.search(r"has no column of labels among file_name, text; .* not used", source.remarks[0])
-    with pytest.raises(PreparationError, match="gives no label to 1 of 2 files, the first b/2.png"):
+    with pytest.raises(PreparationError, match=r"gives no label to 1 of 2 files, the first b/2\.png"):
         opened(tmp_path / "gap", "a/1.png", "b/2.png", metadata_csv="file_name,label\na/1.png,3\n")

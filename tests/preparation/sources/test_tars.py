@@ -65,7 +65,7 @@ def test_several_tars_are_one_data_set(tmp_path: Path):
     check(source)
     assert source.items[2].name == "00001.tar.gz/000002.png"
     assert "its tars are read, not sizes.json" in source.remarks[0]
-    check(open_source(f"{tmp_path}/{{data}}/00000.tar".replace("{data}", "data")), 2)
+    check(open_source(f"{folder}/00000.tar"), 2)
     with pytest.raises(
         PreparationError, match=r"1 of 4 files are missing, the first .*/00000\.tar\.gz; check the name"
     ):
