@@ -5,10 +5,11 @@
     composer -n 8 recipe/prepare.py photos/ --out s3://bucket/latents --resolution 512 --vae OWNER/NAME
     python recipe/prepare.py --inspect s3://bucket/photos
 
-SOURCE is a folder (class folders give labels), a ZIP, a tar, MDS shards, a Hugging Face data set (its folder, or
-hf:NAME), or the embedded `digits`: 5000 real handwritten digits. The result is complete or absent, does not depend on
-the number of workers and ranks, and an interrupted preparation goes on where it was. With --vae, latents are stored,
-encoded on each rank's GPU. More: docs/data.md.
+SOURCE is a folder (class folders give labels), a ZIP, a tar, a folder of tars or a name such as data-{000..123}.tar
+(WebDataset), MDS shards, a Hugging Face data set (its folder, or hf:NAME), latents of the official tool
+(img512-sd.zip), or the embedded `digits`: 5000 real handwritten digits. The result is complete or absent, does not
+depend on the number of workers and ranks, and an interrupted preparation goes on where it was. With --vae, latents are
+stored, encoded on each rank's GPU. More: docs/data.md.
 """
 
 import argparse
@@ -28,7 +29,8 @@ CROPS = {"center": "center-crop"}  # short names
 def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Turn images into MDS shards.")
     add = parser.add_argument
-    add("source", nargs="?", help="folder, ZIP, tar, MDS shards, Hugging Face data set (folder or hf:NAME), or digits")
+    add("source", nargs="?", help="folder, ZIP, tar, folder of tars, data-{000..123}.tar, MDS shards, Hugging "
+        "Face data set (folder or hf:NAME), or digits")  # fmt: skip
     add("--out", metavar="PLACE", help="local folder or s3://bucket/prefix of the shards")
     add("--resolution", type=int, metavar="N", help="height and width in pixels (default: that of the first picture, "
         "which all must have; digits 32)")  # fmt: skip
@@ -36,7 +38,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         "none: pictures must be square")  # fmt: skip
     add("--channels", type=int, help="1: grey, 3: RGB (default: 1 if the first pictures are grey)")
     add("--background", default="white", help="colour behind transparent pixels (default white)")
-    add("--labels", type=Path, metavar="FILE", help="CSV or JSON: class id or class name of each file")
+    add("--labels", type=Path, metavar="FILE", help="CSV, JSON or JSON lines: class id or class name of each file")
     add("--split", help="of a Hugging Face data set")
     add("--encoding", help="png (default); webp: smaller and faster, a column of bytes; raw: large, fast to read")
     add("--shard-size", default="64mb", help="most bytes of a shard before compression (default 64mb)")

@@ -23,13 +23,15 @@ from typing import Any, NoReturn
 from recipe.command_line import UserError
 from recipe.preparation.chunks import BrokenItems, Chunk, Job, Note, write_chunk
 from recipe.preparation.outputs import Output
-from recipe.preparation.sources.items import PreparationError
+from recipe.preparation.sources.items import PreparationError, shown
 
 LOOK_SECONDS = 0.2  # between looks at progress, and at whether the parent lives
 MOST_BROKEN = 100  # items after which a pass that cannot succeed ends
 
 Broken = list[tuple[int, list[tuple[str, str]]]]  # chunk number, (name, reason) of its items
 Answer = tuple[str, Any]
+Worker = tuple[ForkProcess, Any]
+"""A process, and how many items of its chunk it has read, in shared memory."""
 
 
 def write_chunks(
@@ -78,8 +80,8 @@ def _answers(
         while busy:
             for ready in wait(list(busy), LOOK_SECONDS):
                 assert isinstance(ready, Connection)
-                kind, value = _received(ready, processes[ready])
                 chunk = busy.pop(ready)
+                kind, value = _received(ready, *processes[ready], job, chunk)
                 if waiting:
                     busy[ready] = waiting.pop()
                     ready.send(busy[ready])
@@ -90,36 +92,38 @@ def _answers(
 
 
 @contextmanager
-def _processes(context: Any, number: int, arguments: tuple[Any, ...]) -> Iterator[dict[Connection, ForkProcess]]:
+def _processes(context: Any, number: int, arguments: tuple[Any, ...]) -> Iterator[dict[Connection, Worker]]:
     """Worker processes by the connection to each; all are gone afterwards."""
-    processes: dict[Connection, ForkProcess] = {}
+    processes: dict[Connection, Worker] = {}
     try:
         for _ in range(number):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(theirs, os.getpid(), *arguments), daemon=True)
+            read = context.Value(ctypes.c_int64, 0)
+            process = context.Process(target=_worker, args=(theirs, os.getpid(), read, *arguments), daemon=True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # forking while libraries have idle threads
                 process.start()
             theirs.close()
-            processes[ours] = process
+            processes[ours] = process, read
         yield processes
     finally:
-        for connection, process in processes.items():
+        for connection, (process, _) in processes.items():
             process.kill()
             process.join()
             connection.close()
 
 
-def _received(connection: Connection, process: ForkProcess) -> Answer:
+def _received(connection: Connection, process: ForkProcess, read: Any, job: Job, chunk: Chunk) -> Answer:
     try:
         kind, value = connection.recv()
     except EOFError:
         process.join()
         code = process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"status {code}"
+        name = shown(job.source.items[min(chunk.start + read.value, chunk.stop - 1)].name)
         raise PreparationError(
-            f"a worker process ended by {how}, perhaps for lack of memory; start again with fewer --workers, finished "
-            "work is kept"
+            f"a worker process ended by {how} at {name} or soon after, perhaps for lack of memory; start again with "
+            "fewer --workers, finished work is kept; if it ends there again, look at that file"
         ) from None
     if kind == "failed":
         raise value
@@ -136,17 +140,19 @@ def _work(job: Job, chunk: Chunk, output: Output, advance: Callable[[int], objec
     return "note", note
 
 
-def _worker(connection: Connection, parent: int, job: Job, output: Output, counter: Any) -> None:
+def _worker(connection: Connection, parent: int, read: Any, job: Job, output: Output, counter: Any) -> None:
     """The life of a process: chunks come, answers go. It ends with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
     def advance(items: int) -> None:
+        read.value += items
         with counter.get_lock():
             counter.value += items
 
     while True:
         chunk = connection.recv()
+        read.value = 0
         try:
             answer = _work(job, chunk, output, advance)
         except (UserError, OSError) as error:

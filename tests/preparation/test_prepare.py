@@ -29,6 +29,7 @@ from recipe.preparation.inspection import inspect
 from recipe.preparation.options import Settings
 from recipe.preparation.pipeline import prepare
 from recipe.preparation.sources.digits import embedded_digits
+from recipe.preparation.sources.folder import FolderSource
 from recipe.preparation.sources.items import PreparationError
 from recipe.preparation.sums import PixelSums
 from recipe.storage.addresses import open_place
@@ -298,11 +299,18 @@ def test_two_preparations_of_one_place_do_not_mix(photos: Path, tmp_path: Path, 
 
 
 def test_a_worker_that_dies_is_told(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        "recipe.preparation.workers.write_chunk", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
-    )
-    with pytest.raises(PreparationError, match="a worker process ended by signal 9, perhaps for lack of memory"):
-        prepare(str(photos), tmp_path / "out", workers=2, **OPTIONS)
+    items = FolderSource(photos, None).items
+    read = FolderSource.read_file
+
+    def fatal(source: FolderSource, name: str) -> bytes:
+        if name == items[150].name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(source, name)
+
+    monkeypatch.setattr(FolderSource, "read_file", fatal)
+    message = f"a worker process ended by signal 9 at {items[150].name} or soon after, perhaps for lack of memory"
+    with pytest.raises(PreparationError, match=message):
+        prepare(str(photos), tmp_path / "out", workers=2, **OPTIONS, channels=3)
 
 
 def test_an_error_in_a_worker_is_told(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -105,7 +105,7 @@ REFUSED = {
     "header unlike": (table("{file},{label}\n", "im99.png,3\n"), "names 1 files that are not in the source"),
     "two labels": (table("{file},{label}\n") + "./im1.png,2\n", "lists ./im1.png twice, with different labels"),
     "two labels.json": ('{"im1.png": 3, ' + json.dumps(NUMBERED)[1:], "lists im1.png twice, with different labels"),
-    "three columns": (table("{file},{label},x\n"), "has 3 columns, and the first line, im0.png, 0, x, does not say"),
+    "three columns": (table("{file},{label},x\n"), "has 3 columns, and the first line, im0.png, 0, x, does"),
     "no column": (table("{file},{label},x\n", "file,a,b\n"), "has the columns file, a, b; call the one"),
     "no label": (table("{file},{label}\n").replace("im7.png,7\n", ""), "gives no label to 1 of 12 files, the first im7"),
     "Latin-1": (table("{file},B\u00e4r\n").encode("latin-1"), "is not UTF-8 text"),
@@ -147,7 +147,7 @@ UNUSUAL = {
     "from 1": (table("{file},{label}\n", labels=list(range(1, 13))), "13 classes, 0 to 12; no image has class 0"),
     "gaps": (table("{file},{label}\n", labels=[0, 5] * 6), "6 classes, 0 to 5; 4 of these classes have no"),
     "same again": (table("{file},{label}\n") + "im3.png,3\n", "lists 1 files more than once, with the same label"),
-    "capitals": (table("{file},{label}\n", labels=["cat", "Cat"] * 6), 'the classes "Cat" and "cat" differ by'),
+    "capitals": (table("{file},{label}\n", labels=["cat", "Cat"] * 6), 'the classes "Cat" and "cat" differ'),
     "two columns": (table("{file},{label},x\n", "file,label,class_name\n"), "the column label is used, not class_name"),
     "taken for a header": (table("{file},x\n", "photo,species\n"), "photo, species in the first line are taken for nam"),
 }  # fmt: skip
