@@ -16,6 +16,7 @@ from recipe.preparation.sources.items import PreparationError, shown
 
 MOST_CLASSES = 1_000_000  # beyond it, numbers are no class ids
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
+COMMA = re.compile(r"[+-]?\d+,0*")  # a whole number as spreadsheets of many countries write it
 NEVER_NAMES = {"", "nan", "<na>"}  # what tables write where nothing is
 MISSING = NEVER_NAMES | {"na", "n/a", "null", "none", "-", "?"}  # among numbers
 EXAMPLES = 3  # names in a message
@@ -188,7 +189,8 @@ def _text(name: str, label: object, where: str) -> str:
     if label is None or (isinstance(label, float) and math.isnan(label)):
         raise PreparationError(f"{where}: {shown(name)} has an empty label; write -1 for no class")
     if isinstance(label, str):
-        return unicodedata.normalize("NFC", label.strip())
+        text = unicodedata.normalize("NFC", label.strip())
+        return text.split(",")[0] if COMMA.fullmatch(text) else text
     if isinstance(label, int | float) and not isinstance(label, bool):
         return str(label)
     raise PreparationError(f"{where}: the label {json.dumps(label)[:80]} is no class id or class name; correct it")

@@ -48,6 +48,7 @@ SPEAKS_OF_NUMBERS = {
     "comma.csv": table("{file},{label}\n"),
     "fractions of nothing.csv": table("{file},{label}.0\n", "file,label\n"),
     "semicolon.csv": table("{file};{label}\n", "file;label\n"),
+    "decimal comma.csv": table("{file};{label},0\n", "file;label\n"),
     "tab and CRLF.tsv": table("{file}\t{label}\r\n", "file\tlabel\r\n"),
     "blank.txt": table("{file} {label}\n"),
     "bar.txt": table("{file} | {label}\n"),
@@ -107,7 +108,7 @@ REFUSED = {
     "two labels.json": ('{"im1.png": 3, ' + json.dumps(NUMBERED)[1:], "lists im1.png twice, with different labels"),
     "three columns": (table("{file},{label},x\n"), "has 3 columns, and the first line, im0.png, 0, x, does"),
     "no column": (table("{file},{label},x\n", "file,a,b\n"), "has the columns file, a, b; call the one"),
-    "no label": (table("{file},{label}\n").replace("im7.png,7\n", ""), "gives no label to 1 of 12 files, the first im7"),
+    "no label": (table("{file},{label}\n").replace("im7.png,7\n", ""), "gives no label to 1 of 12 files, the first"),
     "Latin-1": (table("{file},B\u00e4r\n").encode("latin-1"), "is not UTF-8 text"),
     "cut line.jsonl": (table('{{"file_name": {quoted}, "label": 1}}\n')[:-9], "line 12 is not valid JSON"),
     "number as name.json": (json.dumps([{"file": 3, "label": 1}] * 2), "3 is no name of a file"),
@@ -149,7 +150,7 @@ UNUSUAL = {
     "same again": (table("{file},{label}\n") + "im3.png,3\n", "lists 1 files more than once, with the same label"),
     "capitals": (table("{file},{label}\n", labels=["cat", "Cat"] * 6), 'the classes "Cat" and "cat" differ'),
     "two columns": (table("{file},{label},x\n", "file,label,class_name\n"), "the column label is used, not class_name"),
-    "taken for a header": (table("{file},x\n", "photo,species\n"), "photo, species in the first line are taken for nam"),
+    "taken for a header": (table("{file},x\n", "photo,species\n"), "photo, species in the first line are taken"),
 }  # fmt: skip
 
 
