@@ -69,10 +69,14 @@ class FolderSource(FileSource):
 
     def __init__(self, folder: Path, label_file: Path | None):
         self.folder = folder
-        sizes = dict(_walk(folder, "", (os.path.realpath(folder),)))
+        empty: list[str] = []
+        sizes = dict(_walk(folder, "", (os.path.realpath(folder),), empty))
         if label_file is not None and label_file.resolve().is_relative_to(folder.resolve()):
             sizes.pop(label_file.resolve().relative_to(folder.resolve()).as_posix(), None)
         super().__init__(str(folder), sizes, label_file)
+        if empty and self.class_names is not None and label_file is None:
+            some = ", ".join(shown(name) for name in sorted(empty)[:3])
+            self.remarks = [*self.remarks, f"{folder}: empty folders are no classes: {some}"]
 
     def read_file(self, name: str) -> bytes:
         try:
@@ -81,11 +85,14 @@ class FolderSource(FileSource):
             raise ItemError(f"cannot be read ({error.strerror})") from None
 
 
-def _walk(folder: Path, prefix: str, parents: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+def _walk(folder: Path, prefix: str, parents: tuple[str, ...], empty: list[str]) -> Iterator[tuple[str, int]]:
+    """Names and sizes of files; folders in which there is nothing are added to `empty`."""
     try:
         entries = list(os.scandir(folder / prefix))
     except OSError as error:
         raise PreparationError(f"{folder / prefix}: cannot be listed ({error.strerror}); check it") from None
+    if not entries and prefix:
+        empty.append(prefix)
     for entry in entries:
         name = prefix + entry.name
         if not entry.is_dir():
@@ -97,7 +104,7 @@ def _walk(folder: Path, prefix: str, parents: tuple[str, ...]) -> Iterator[tuple
             real = os.path.realpath(entry.path)
             if real in parents:
                 raise PreparationError(f"{shown(entry.path)}: is a link to a folder that holds it; remove the link")
-            yield from _walk(folder, f"{name}/", (*parents, real))
+            yield from _walk(folder, f"{name}/", (*parents, real), empty)
 
 
 def _is_hidden(name: str) -> bool:

@@ -49,21 +49,24 @@ class FileNames:
     def __init__(self, names: Sequence[str]):
         self.names = names
         self.paths = {_normal(name): name for name in names}
-        self.bases = _unique((PurePosixPath(path).name, name) for path, name in self.paths.items())
-        self.stems = _unique((PurePosixPath(path).stem, name) for path, name in self.paths.items())
+        named = [(PurePosixPath(path), name) for path, name in self.paths.items()]
+        self.bases = _unique((path.name, name) for path, name in named)
+        self.stems = _unique((path.stem, name) for path, name in named)
+        self.folded = _unique((path.name.casefold(), name) for path, name in named)
 
     def find(self, entry: str) -> str | None:
         """The file that `entry` names; None if there is none, or more than one.
 
-        It is the file's path in the source, or in a folder above it, or the file's name alone, with its ending or
-        without, if only one file has it.
+        It is the file's path in the source, or in a folder above it, or the file's name alone, if only one file has
+        it: with its ending or without, or with other capital letters.
         """
         parts = _normal(entry).split("/")
         for first in range(len(parts)):
             found = self.paths.get("/".join(parts[first:]))
             if found is not None:
                 return found
-        return self.bases.get(parts[-1]) or self.stems.get(parts[-1])
+        base = parts[-1]
+        return self.bases.get(base) or self.stems.get(base) or self.folded.get(base.casefold())
 
     def fitting(self, entry: str) -> list[str]:
         """All files with the name of `entry`, without regard to folders."""
@@ -189,6 +192,11 @@ def _text(name: str, label: object, where: str) -> str:
     if label is None or (isinstance(label, float) and math.isnan(label)):
         raise PreparationError(f"{where}: {shown(name)} has an empty label; write -1 for no class")
     if isinstance(label, str):
+        if any(unicodedata.category(letter) == "Cc" for letter in label.strip()):
+            raise PreparationError(
+                f"{where}: the label of {shown(name)} has characters that cannot be printed, {json.dumps(label)[:80]}; "
+                "write a class id or class name as text"
+            )
         text = unicodedata.normalize("NFC", label.strip())
         return text.split(",")[0] if COMMA.fullmatch(text) else text
     if isinstance(label, int | float) and not isinstance(label, bool):

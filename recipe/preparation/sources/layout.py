@@ -14,8 +14,8 @@ from recipe.preparation.sources.labels import NUMBER, Labels, alike, by_number
 
 SYNSET = re.compile(r"n\d{8}")  # name of an ImageNet class folder
 SPLITS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",
-    "validation": "val", "dev": "val", "eval": "val",
+    "train": "train", "training": "train", "trainval": "train", "test": "test", "testing": "test", "val": "val",
+    "valid": "val", "validation": "val", "dev": "val", "eval": "val", "unlabeled": "rest", "unlabelled": "rest",
 }  # fmt: skip
 """What folders with parts of a data set are called, and the part."""
 

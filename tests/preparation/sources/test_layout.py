@@ -56,6 +56,8 @@ SPLITS = {
     "years": (["train2017/1.png", "val2017/2.png"], "train2017"),
     "words before": (["seg_train/seg_train/sea/1.png", "seg_test/seg_test/sea/2.png", "seg_pred/3.png"], "seg_train"),
     "sets": (["training_set/cat/1.png", "test_set/cat/2.png"], "training_set"),
+    "no labels": (["train/cat/1.png", "unlabeled/2.png"], "train"),
+    "two in one": (["trainval/cat/1.png", "test/2.png"], "trainval"),
     "in a folder": (["top/in/train/cat/1.png", "top/in/test/cat/2.png"], "top/in/train"),
     "beside others": (["train/cat/1.png", "test/cat/2.png", "extra/3.png"], "train"),
 }
@@ -91,6 +93,13 @@ def test_files_that_are_no_pictures_do_not_make_classes(tmp_path: Path):
     source = opened(tmp_path / "data", *names, README_md="x", notes__x_txt="x")
     assert source.class_names == ["cat", "dog"]
     assert ids(source) == {"README.md": -1, "notes/x.txt": -1, "train/cat/1.png": 0, "train/dog/2.png": 1}
+
+
+def test_empty_folders_are_no_classes_and_told(tmp_path: Path):
+    (tmp_path / "data" / "bear").mkdir(parents=True)
+    source = opened(tmp_path / "data", "cat/1.png", "dog/2.png")
+    assert source.class_names == ["cat", "dog"]
+    assert source.remarks == [f"{tmp_path}/data: empty folders are no classes: bear/"]
 
 
 def test_imagenet_below_a_folder(tmp_path: Path):
