@@ -70,6 +70,12 @@ def test_no_metadata_spoil_a_picture(exif: bytes, kind: str):
     assert np.abs(made.astype(int) - np.asarray(PICTURE)).max() <= (8 if kind == "JPEG" else 0)
 
 
+def test_an_orientation_is_found_where_pillow_gives_up():
+    exif = exif_of([TURNED]).replace(b"II*\0", b"II\0\0")
+    made = PictureFormat(SIZE)(saved("PNG", exif)).transpose(1, 2, 0)
+    assert np.array_equal(made, np.rot90(np.asarray(PICTURE), -1))
+
+
 def test_what_several_pictures_in_one_jpeg_say_wrongly_is_left_out():
     whole = saved("JPEG", b"")
     block = b"MPF\0II*\0\x08\0\0\0\x01\0\x00\xb0\x07\0\x04\0\0\00100\0\0\0\0"  # which says no number of pictures

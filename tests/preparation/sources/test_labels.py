@@ -134,6 +134,11 @@ def test_names_get_ids_in_order_with_numbers_as_numbers_and_minus_1_as_none(pict
     assert class_line(source).endswith("; 2 of 12 images have no label")
 
 
+def test_a_class_may_be_called_as_its_column(pictures: Path, tmp_path: Path):
+    content = table("{file},{label}\n", "image_id,label\n", ["label", "cat"] * 6)
+    assert labelled(pictures, tmp_path, "a.csv", content).class_names == ["cat", "label"]
+
+
 def test_file_names_are_compared_by_their_letters(tmp_path: Path):
     data = write_folder(tmp_path / "data", {unicodedata.normalize("NFD", f"Bär{n}.png"): PICTURE for n in range(3)})
     source = labelled(data, tmp_path, "a.csv", unicodedata.normalize("NFC", "Bär0.png,2\nBär1.png,0\nBär2.png,1\n"))

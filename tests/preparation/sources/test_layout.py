@@ -141,10 +141,10 @@ METADATA = {
 def test_metadata_of_hugging_face(tmp_path: Path, name: str):
     source = opened(tmp_path / "a", "1.png", "sub/2.png", **{name: METADATA[name]})
     assert ids(source) == {"1.png": 2, "sub/2.png": 0}
-    other = '{"file_name": "3.png", "label": 1}' if "json" in name else "file_name,label\n3.png,1\n"
+    other = '{"file_name": "1.png", "label": 1}' if "json" in name else "file_name,label\n1.png,1\n"
     texts = {f"x__{name}": METADATA[name], f"y__{name}": other}
-    source = opened(tmp_path / "b", "x/1.png", "x/sub/2.png", "y/3.png", **texts)
-    assert ids(source) == {"x/1.png": 2, "x/sub/2.png": 0, "y/3.png": 1}
+    source = opened(tmp_path / "b", "x/1.png", "x/sub/2.png", "y/1.png", **texts)
+    assert ids(source) == {"x/1.png": 2, "x/sub/2.png": 0, "y/1.png": 1}
     given = open_source(str(tmp_path / "a"), labels=tmp_path / "a" / name.replace("_", "."))
     assert ids(given) == {"1.png": 2, "sub/2.png": 0}
     with pytest.raises(PreparationError, match="train/ and test/ are parts of a data set"):
