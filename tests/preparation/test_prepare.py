@@ -166,6 +166,15 @@ def test_the_official_zip_gives_the_same_shards_as_its_folder(tmp_path: Path):
         assert labels == [(7 * index) % 5 for index in range(12)]
 
 
+def test_what_is_taken_for_classes_is_always_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    names = [f"{number}/{number}.png" for number in range(12)]
+    folder = write_folder(tmp_path / "data", dict.fromkeys(names, png(noise(8, 8, 0))))
+    for _ in range(2):  # made, and there already
+        facts = prepare(str(folder), tmp_path / "out", workers=1)
+        assert 'labels: 12 classes, 0 "0" to 11 "11" (then 1 "1", 2 "2", 3 "3", ...)\n' in capsys.readouterr().out
+        assert facts.class_names == [str(number) for number in range(12)]
+
+
 def test_preparing_again_keeps_finished_work_and_refuses_other_work(undisturbed: Path, photos: Path, tmp_path: Path):
     out = shutil.copytree(undisturbed, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}

@@ -1,8 +1,10 @@
 """Which reader a source needs."""
 
+import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from recipe.preparation.sources.archives import TarSource, ZipSource
@@ -62,9 +64,16 @@ def open_source(
         raise PreparationError(f"{source}: there is no such folder or archive; check the path, or name {DIGITS}")
     if zipfile.is_zipfile(path):
         return ZipSource(path, labels)
-    if tarfile.is_tarfile(path):
+    if _is_tar(path):
         return TarSource(path, labels)
     raise PreparationError(f"{source}: is neither a folder, nor a ZIP, nor a tar; name one of them")
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # it is compressed, and damaged in its beginning
+        raise PreparationError(f"{path}: is not a whole tar file ({error}); copy it again") from None
 
 
 def described(source: str) -> str:

@@ -314,6 +314,16 @@ def test_damaged_archives_are_refused(tmp_path: Path, opener):
         opened(path)
 
 
+@pytest.mark.parametrize("opener", [gzip, bz2, lzma])
+def test_archives_that_are_cut_anywhere_are_refused(tmp_path: Path, opener):
+    whole = opener.compress(write_tar(tmp_path / "whole.tar", {"a.png": png(noise(SIZE, SIZE, 0))}).read_bytes())
+    path = tmp_path / "cut.tar.x"
+    for length in range(0, len(whole) - 12, 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(PreparationError, match=r"cut\.tar\.x: (is not a whole tar|is neither a folder|holds no)"):
+            opened(path)
+
+
 def bad_label_file(text: str, suffix: str = ".csv"):
     def make(tmp_path: Path) -> tuple[object, dict]:
         path = tmp_path / f"labels{suffix}"
