@@ -18,6 +18,7 @@ from recipe.preparation.sources.layout import SYNSET
 from recipe.preparation.sources.sidecars import LABEL_FILES
 
 ZIP_ENCRYPTED = 1  # flag of an entry
+BLOCK = tarfile.BLOCKSIZE  # bytes; what a tar's files are padded to
 
 
 class ZipSource(FileSource):
@@ -106,6 +107,10 @@ class TarSource(FileSource):
         super().__init__(where or str(self.paths[0]), sizes, label_file, any(self.unpackers))
         self._class_tars()
         self.small = {}
+        said = [
+            f"{path}: has no mark at its end, as if it were cut short; files may be missing" for path in self._cut()
+        ]
+        self.remarks = [*self.remarks, *said]
 
     def _list(self, number: int) -> None:
         path = self.paths[number]
@@ -123,6 +128,15 @@ class TarSource(FileSource):
                         self.small[name] = content.read()
         except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
             raise PreparationError(f"{path}: is not a whole tar file ({error}); copy it again") from None
+
+    def _cut(self) -> list[Path]:
+        """Plain tars that end without a block of zeros, as those do that were cut between two files."""
+        ends = [0] * len(self.paths)
+        for entry in self.entries.values():
+            ends[entry.tar] = max(ends[entry.tar], entry.offset + -(-entry.size // BLOCK) * BLOCK)
+        # Compressed ones have marks of their own.
+        plain = [number for number, unpacker in enumerate(self.unpackers) if unpacker is None]
+        return [self.paths[number] for number in plain if self.paths[number].stat().st_size < ends[number] + BLOCK]
 
     def _class_tars(self) -> None:
         """ImageNet as it is packed: one tar for each class, called by its synset."""

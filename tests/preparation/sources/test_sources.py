@@ -315,13 +315,25 @@ def test_damaged_archives_are_refused(tmp_path: Path, opener):
 
 
 @pytest.mark.parametrize("opener", [gzip, bz2, lzma])
-def test_archives_that_are_cut_anywhere_are_refused(tmp_path: Path, opener):
+def test_tars_that_are_cut_are_refused(tmp_path: Path, opener):
     whole = opener.compress(write_tar(tmp_path / "whole.tar", {"a.png": png(noise(SIZE, SIZE, 0))}).read_bytes())
     path = tmp_path / "cut.tar.x"
-    for length in range(0, len(whole) - 12, 7):
+    for length in range(0, len(whole) // 2, 7):
         path.write_bytes(whole[:length])
         with pytest.raises(PreparationError, match=r"cut\.tar\.x: (is not a whole tar|is neither a folder|holds no)"):
             opened(path)
+
+
+def test_a_tar_that_was_cut_between_its_files_is_told(tmp_path: Path):
+    whole = write_tar(tmp_path / "whole.tar", tree(SIZE))
+    assert opened(whole).remarks == []
+    last = max(entry.offset for entry in TarSource(whole, None).entries.values())
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[: last - 512])
+    source = opened(tmp_path / "cut.tar")
+    assert len(source.items) == len(tree(SIZE)) - 1
+    assert source.remarks == [
+        f"{tmp_path}/cut.tar: has no mark at its end, as if it were cut short; files may be missing"
+    ]
 
 
 def bad_label_file(text: str, suffix: str = ".csv"):
