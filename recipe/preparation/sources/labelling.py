@@ -1,8 +1,9 @@
 """Where the labels of files come from: a label file, dataset.json, metadata files, files beside pictures, folders."""
 
 import functools
+import posixpath
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from recipe.preparation.sources.items import ItemError, PreparationError, shown
@@ -33,7 +34,7 @@ def labelled(
     Raises:
         PreparationError: no files, or labels that do not fit them.
     """
-    special = {name for name in names if PurePosixPath(name).name in (DATASET_JSON, *METADATA)}
+    special = {name for name in names if _base(name) in (DATASET_JSON, *METADATA)}
     rest = [name for name in names if name not in special]
     sidecars = Sidecars(rest, in_tar, where)
     beside = sidecars.files()
@@ -108,7 +109,7 @@ def _from_metadata(
         below = FileNames([picture.removeprefix(folder) for picture in pictures if picture.startswith(folder)])
         text = label_text(_read(name, read, where), described)
         try:
-            pairs, said = label_pairs(text, PurePosixPath(name).suffix, below, described, only_known=True)
+            pairs, said = label_pairs(text, posixpath.splitext(name)[1], below, described, only_known=True)
         except NoLabels as error:
             remarks.append(f"{error}, for now it is not used")
             continue
@@ -133,4 +134,4 @@ def _read(name: str, read: Read, where: str) -> bytes:
 
 
 def _base(name: str) -> str:
-    return PurePosixPath(name).name
+    return posixpath.basename(name)

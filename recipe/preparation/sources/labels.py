@@ -3,20 +3,22 @@
 Where the entries come from (a label file, `dataset.json`, files beside the pictures) is labelling.py's matter.
 """
 
+import functools
 import json
 import math
+import posixpath
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from recipe.preparation.sources.items import PreparationError, shown
 
 MOST_CLASSES = 1_000_000  # beyond it, numbers are no class ids
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
 COMMA = re.compile(r"[+-]?\d+,0*")  # a whole number as spreadsheets of many countries write it
+ODD = re.compile(r"\\|^/|/$|//|(^|/)\./")  # in a path that is not in its shortest form
 NEVER_NAMES = {"", "nan", "<na>"}  # what tables write where nothing is
 MISSING = NEVER_NAMES | {"na", "n/a", "null", "none", "-", "?"}  # among numbers
 EXAMPLES = 3  # names in a message
@@ -49,10 +51,21 @@ class FileNames:
     def __init__(self, names: Sequence[str]):
         self.names = names
         self.paths = {_normal(name): name for name in names}
-        named = [(PurePosixPath(path), name) for path, name in self.paths.items()]
-        self.bases = _unique((path.name, name) for path, name in named)
-        self.stems = _unique((path.stem, name) for path, name in named)
-        self.folded = _unique((path.name.casefold(), name) for path, name in named)
+
+    @functools.cached_property
+    def bases(self) -> dict[str, str]:
+        """Files by their name alone, if only one has it."""
+        return _unique((posixpath.basename(path), name) for path, name in self.paths.items())
+
+    @functools.cached_property
+    def stems(self) -> dict[str, str]:
+        """The same by their name without its ending."""
+        return _unique((_stem(path), name) for path, name in self.paths.items())
+
+    @functools.cached_property
+    def folded(self) -> dict[str, str]:
+        """The same by their name, whatever its capital letters."""
+        return _unique((posixpath.basename(path).casefold(), name) for path, name in self.paths.items())
 
     def find(self, entry: str) -> str | None:
         """The file that `entry` names; None if there is none, or more than one.
@@ -60,8 +73,11 @@ class FileNames:
         It is the file's path in the source, or in a folder above it, or the file's name alone, if only one file has
         it: with its ending or without, or with other capital letters.
         """
-        parts = _normal(entry).split("/")
-        for first in range(len(parts)):
+        normal = _normal(entry)
+        if normal in self.paths:
+            return self.paths[normal]
+        parts = normal.split("/")
+        for first in range(1, len(parts)):
             found = self.paths.get("/".join(parts[first:]))
             if found is not None:
                 return found
@@ -71,14 +87,19 @@ class FileNames:
     def fitting(self, entry: str) -> list[str]:
         """All files with the name of `entry`, without regard to folders."""
         base = _normal(entry).split("/")[-1]
-        return [
-            name for path, name in self.paths.items() if base in (PurePosixPath(path).name, PurePosixPath(path).stem)
-        ]
+        return [name for path, name in self.paths.items() if base in (posixpath.basename(path), _stem(path))]
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
 
 
 def _normal(name: str) -> str:
     """A path as Unix writes it, its letters composed: the same name may be stored in several ways."""
-    name = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
+    name = name.strip()
+    if name.isascii() and not ODD.search(name):
+        return name
+    name = unicodedata.normalize("NFC", name).replace("\\", "/")
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 

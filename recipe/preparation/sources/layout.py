@@ -2,10 +2,10 @@
 
 import functools
 import itertools
+import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 
 from PIL import Image
 
@@ -22,7 +22,7 @@ SPLITS = {
 
 def looks_like_picture(name: str) -> bool:
     """Whether a file's name says that it is a picture, or says nothing."""
-    suffix = PurePosixPath(name).suffix.lower()
+    suffix = posixpath.splitext(name)[1].lower()
     return suffix == "" or suffix in _endings()
 
 

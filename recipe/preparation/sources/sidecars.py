@@ -1,9 +1,9 @@
 """Labels in files beside each picture, as WebDataset stores them: 000001.jpg with 000001.cls or 000001.json."""
 
 import json
+import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePosixPath
 
 from recipe.preparation.sources.items import ItemError, PreparationError, shown
 from recipe.preparation.sources.label_files import LABEL_COLUMNS, json_object, label_text
@@ -96,21 +96,21 @@ class Sidecars:
 
 
 def _is_picture(name: str) -> bool:
-    return PurePosixPath(name).suffix != "" and looks_like_picture(name)
+    return posixpath.splitext(name)[1] != "" and looks_like_picture(name)
 
 
 def _ending(name: str) -> str:
-    return PurePosixPath(name).suffix[1:].lower()
+    return posixpath.splitext(name)[1][1:].lower()
 
 
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    return posixpath.splitext(name)[0]
 
 
 def _sample(name: str) -> str:
     """The name up to the first dot of its last part: how WebDataset groups files into samples."""
-    path = PurePosixPath(name)
-    return str(path.with_name(path.name.split(".")[0] or path.name))
+    folder, base = posixpath.split(name)
+    return posixpath.join(folder, base.split(".")[0])
 
 
 def _grouped(names: Sequence[str], key: Callable[[str], str]) -> Mapping[str, list[str]]:

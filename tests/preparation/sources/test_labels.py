@@ -151,6 +151,12 @@ def test_paths_tell_files_of_one_name_apart(tmp_path: Path):
     assert ids(source) == {"a/1.png": 1, "b/1.png": 0}
 
 
+def test_a_name_without_its_ending_is_that_of_one_file_or_of_none(tmp_path: Path):
+    data = write_folder(tmp_path / "data", {f"{name}": PICTURE for name in ("a/1.png", "b/1.png", "c/1.jpg")})
+    with pytest.raises(PreparationError, match=r"1 may be a/1\.png or b/1\.png or c/1\.jpg; write the path"):
+        labelled(data, tmp_path, "a.csv", "file,label\na/1.png,0\nb/1.png,0\n1,0\n")
+
+
 UNUSUAL = {
     "from 1": (table("{file},{label}\n", labels=list(range(1, 13))), "13 classes, 0 to 12; no image has class 0"),
     "gaps": (table("{file},{label}\n", labels=[0, 5] * 6), "6 classes, 0 to 5; 4 of these classes have no"),
