@@ -17,15 +17,15 @@ from recipe.configuration.reader import read_or_exit
 def main() -> None:
     # Bad input must end here: torch, Composer and the process group come after.
     config = read_or_exit(sys.argv[1:], "train.py")
-    if config.dry_run:
-        from recipe.planning.plan import print_plan
-
-        print_plan(config)
-        return
-
-    from recipe.training.run import train
-
     try:
+        if config.dry_run:
+            from recipe.planning.plan import print_plan
+
+            print_plan(config)
+            return
+
+        from recipe.training.run import train
+
         status = train(config)
     except UserError as error:
         exit_with("train.py", error, on_every_rank=False)

@@ -14,7 +14,7 @@ from streaming import MDSWriter
 
 from recipe.configuration.reader import read_config
 from recipe.configuration.schema import Config
-from recipe.data.checks import check_data
+from recipe.data.checks import check_data, resolve
 from recipe.data.loader import training_loader
 from recipe.edm2.augment import Augmentation, augment
 from recipe.preparation.encoders import PixelEncoder
@@ -80,7 +80,8 @@ def write_synthetic(folder: Path, kind: str, images: int, resolution: int) -> No
 def read_rates(config: Config) -> list[float]:
     """Images per second and worker of the training loader, one number per epoch; starting the workers is not timed."""
     rates, batch = [], config.global_batch_size
-    loader = training_loader(config, check_data(config), batch)
+    data = check_data(config)
+    loader = training_loader(resolve(config, data.facts), data, batch)
     for _ in range(REPEATS):
         batches: Iterator[Any] = iter(loader)
         first = 4  # batches that the worker prepares before the first one is asked for: not timed

@@ -8,6 +8,8 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
+UNSEEN = " \t\r\n\v\f\u00a0\u200b\u3000\ufeff"
+
 
 class Resume(Enum):
     """Whether a key may have another value when a run goes on than when it began."""
@@ -35,9 +37,11 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def given(cls, value: object) -> object:
-        """Neither spaces nor `???`, which OmegaConf reads as a string, are a value of any key."""
-        if isinstance(value, str) and value.strip() in ("", "???"):
+        """Neither spaces nor `???`, which OmegaConf reads as a string, are a value, nor what ends with them."""
+        if isinstance(value, str) and value.strip(UNSEEN) in ("", "???"):
             raise ValueError("must not be blank")
+        if isinstance(value, str) and (value != value.strip(UNSEEN) or any(ord(letter) < 32 for letter in value)):
+            raise ValueError("must not begin or end with a space, or hold characters that nobody sees")
         return value
 
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from recipe.configuration.keys import FREE, Section, key
-from recipe.configuration.values import CheckpointsKept, Interval
+from recipe.configuration.values import Address, CheckpointsKept, Interval
 
 
 class Checkpoints(Section):
@@ -22,13 +22,12 @@ class Samples(Section):
     guidance: float = key(
         1.0, FREE, "classifier-free guidance, for networks trained with label_dropout; 1 = none", ge=0
     )
-    vae: str | None = key(
+    vae: Address | None = key(
         None,
         FREE,
         "of latents: the autoencoder that decodes them, a folder or OWNER/NAME on the Hugging Face hub; "
         "null = the images are pixels",
         "stabilityai/sd-vae-ft-mse",
-        min_length=1,
     )
     batch_size: int = key(40, FREE, "images drawn at once; changes memory, not the result", ge=1)
 

@@ -12,6 +12,7 @@ from recipe.command_line import UserError
 from recipe.configuration.keys import all_keys, find
 from recipe.configuration.schema import Config
 from recipe.configuration.values import Refused
+from recipe.notation import why_not
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ def _problem(key: str, items: list[ErrorDetails]) -> Problem:
     refused = items[0].get("ctx", {}).get("error")
     if isinstance(refused, Refused):
         return Problem(key, refused.value, refused.rule, refused.fix)
+    numeric = any(item["type"].startswith(("int", "float")) for item in items)
+    misread = why_not(given) if numeric and isinstance(given, str) else None
+    if misread is not None:
+        return Problem(key, repr(given), *misread)
     messages = (item["msg"].removeprefix("Value error, ").replace(" after validation", "") for item in items)
     rules = dict.fromkeys(re.sub(r"^\w+ should", "must", message) for message in messages)
     return Problem(key, repr(given), " or ".join(rules).replace(" or must be ", " or "), fix)

@@ -8,12 +8,12 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from recipe.command_line import USAGE_ERROR, exit_with
 from recipe.configuration.problems import ConfigError, Problem, problems_of
 from recipe.configuration.rules import broken_rules, broken_rules_of_world
 from recipe.configuration.schema import Config
+from recipe.configuration.text import decoded, plain, read_tree, read_value, taken
 
 
 def read_config(arguments: Sequence[str]) -> Config:
@@ -65,17 +66,18 @@ def to_yaml(config: Config) -> str:
 
 def _merge(arguments: Sequence[str]) -> dict[str, Any]:
     """Read and merge all arguments into one plain tree. Raises ConfigError."""
-    files, overrides, problems, overridden = {}, {}, [], set()
+    files, overrides, problems = {}, {}, []
     for argument in arguments:
         try:
             if "=" in argument and not os.path.exists(argument):
-                key = argument.split("=", 1)[0]
-                if key in overridden:
-                    raise ConfigError([Problem(key, None, "is given twice on the command line", "keep one of them")])
-                overridden.add(key)
-                overrides = _overlay(overrides, OmegaConf.to_container(_read_override(argument)))
+                given = _read_override(argument)
+                twice = [key for key in _leaves(given) if _is_given(key, overrides)]
+                if twice:
+                    rule = "is given twice on the command line"
+                    raise ConfigError([Problem(key, None, rule, "keep one of them") for key in twice])
+                overrides = _overlay(overrides, given)
             else:
-                files = _overlay(files, OmegaConf.to_container(_read_file(argument)))
+                files = _overlay(files, _read_file(argument))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -83,6 +85,27 @@ def _merge(arguments: Sequence[str]) -> dict[str, Any]:
     if not files:
         raise ConfigError([Problem("arguments", None, "name no YAML file", "name one, for example yamls/edm2.yaml")])
     return _resolve(_overlay(files, overrides))
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of what is no section with keys."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _is_given(key: str, tree: dict[str, Any]) -> bool:
+    """Whether a tree holds a key, keys below it, or something above it that is no section."""
+    found: Any = tree
+    for part in key.split("."):
+        if not isinstance(found, dict):
+            return True
+        if part not in found:
+            return False
+        found = found[part]
+    return found != {}
 
 
 def _overlay(below: dict[str, Any], above: Any) -> dict[str, Any]:
@@ -104,30 +127,58 @@ def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError([_bad_reference(error.full_key or "the merged configuration", error)]) from None
     assert isinstance(resolved, dict)
-    return resolved  # pyright: ignore[reportReturnType]
+    return {key: _referred(tree[str(key)], value, str(key)) for key, value in resolved.items()}  # pyright: ignore[reportReturnType]
 
 
-def _read_file(name: str) -> DictConfig:
-    if not os.path.isfile(name):
+def _referred(written: Any, value: Any, key: str) -> Any:
+    """The value that came for what was written, `${...}` as if it had been written itself: as what its key takes."""
+    if isinstance(written, dict) and isinstance(value, dict):
+        return {name: _referred(written[name], item, f"{key}.{name}") for name, item in value.items()}
+    if not isinstance(written, str) or "${" not in written:
+        return value
+    takes = taken(key)
+    if isinstance(value, str):
+        return plain(value, takes)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number and takes.text_alone else value
+
+
+def _checked_references(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree, if each `${` in it is one that OmegaConf can read. Raises GrammarParseError."""
+    OmegaConf.create(tree)
+    return tree
+
+
+def _read_file(name: str) -> dict[str, Any]:
+    path = os.path.expanduser(name)
+    if not os.path.isfile(path):
         raise ConfigError([_no_file(name)])
     try:
-        config = OmegaConf.load(name)
+        tree = read_tree(decoded(Path(path).read_bytes()))
+        if isinstance(tree, dict) and tree:
+            return _checked_references(tree)
     except GrammarParseError as error:
         raise ConfigError([_bad_reference(f"{name}, {error.full_key}", error)]) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        rule = f"is not text in UTF-8, from its byte {error.start} on"
+        raise ConfigError([Problem(name, None, rule, "save it as UTF-8, as plain text")]) from None
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}" if mark else name
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        fix = "keep one of the two" if "duplicate" in what else "write `key: value` lines in YAML"
-        raise ConfigError([Problem(where, None, f"is not valid YAML: {what}", fix)]) from None
+        raise ConfigError([Problem(where, None, f"is not valid YAML: {what}", _fix_of_yaml(what))]) from None
     except OSError as error:
-        if error.errno is not None:
-            rule = f"cannot be read: {error.strerror}"
-            raise ConfigError([Problem(name, None, rule, "change its permissions")]) from None
-        config = None  # how OmegaConf says that the file is a number
-    if not isinstance(config, DictConfig) or not config:
-        raise ConfigError([Problem(name, None, "holds no keys", "write `key: value` lines in YAML")])
-    return config
+        rule = f"cannot be read: {error.strerror}"
+        raise ConfigError([Problem(name, None, rule, "change its permissions")]) from None
+    raise ConfigError([Problem(name, None, "holds no keys", "write `key: value` lines in YAML")])
+
+
+def _fix_of_yaml(what: str) -> str:
+    if "duplicate" in what:
+        return "keep one of the two"
+    if "\\t" in what or "tab character" in what:
+        return "indent with spaces, not with tabs"
+    return "write `key: value` lines in YAML"
 
 
 def _no_file(name: str) -> Problem:
@@ -151,15 +202,19 @@ def _bad_reference(key: str, error: OmegaConfBaseException, value: str | None = 
     return Problem(key, value, f"cannot be resolved: {str(error).splitlines()[0]}", fix)
 
 
-def _read_override(argument: str) -> DictConfig:
+def _read_override(argument: str) -> dict[str, Any]:
     key, value = argument.split("=", 1)
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
-        raise ConfigError([Problem(argument, None, "is not key=value", "write for example model.dropout=0.1")])
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key, re.ASCII):
+        fix = "write for example model.dropout=0.1, without spaces or dashes around the key"
+        raise ConfigError([Problem(argument, None, "is not key=value", fix)])
     if value.strip() in ("", "???"):
         fix = f"write {key}=VALUE, or {key}=null for none"
         raise ConfigError([Problem(key, repr(value), "must not be blank", fix)])
     try:
-        return OmegaConf.from_dotlist([argument])
+        tree: Any = read_value(value, taken(key))
+        for name in reversed(key.split(".")):
+            tree = {name: tree}
+        return _checked_references(tree)
     except GrammarParseError as error:
         raise ConfigError([_bad_reference(key, error, value)]) from None
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:

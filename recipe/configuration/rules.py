@@ -65,36 +65,43 @@ def _spans(spans: Mapping[str, Span | None], batch: int) -> Iterator[Problem]:
 
 
 def _network(model: Model) -> Iterator[Problem]:
-    halvings = len(model.channel_mult) - 1
-    if model.img_resolution % 2**halvings != 0:
+    """What cannot be known before the data says the resolution is asked again then."""
+    levels, resolution = len(model.channel_mult), model.img_resolution
+    unknown = [given for given in model.attn_resolutions if isinstance(given, str) and int(given[5:]) >= levels]
+    if unknown:
+        rule = f"must be among the {levels} levels of model.channel_mult {model.channel_mult}; not {unknown}"
+        shown = str(model.attn_resolutions)
+        yield Problem("model.attn_resolutions", shown, rule, f"use level0 to level{levels - 1}")
+    elif resolution != "auto" and resolution % 2 ** (levels - 1) != 0:
         yield Problem(
             "model.img_resolution",
-            str(model.img_resolution),
-            f"must be a multiple of {2**halvings}: it is halved once per level of model.channel_mult "
+            str(resolution),
+            f"must be a multiple of {2 ** (levels - 1)}: it is halved once per level of model.channel_mult "
             f"{model.channel_mult} after the first",
-            f"use {_nearest(model.img_resolution, 2**halvings)} or fewer levels",
+            f"use {_nearest(resolution, 2 ** (levels - 1))} (the data's: --resolution of prepare.py) or fewer levels",
         )
-    else:
+    elif resolution != "auto":
         widths = {
-            model.img_resolution >> level: model.model_channels * multiplier
+            resolution >> level: model.model_channels * multiplier
             for level, multiplier in enumerate(model.channel_mult)
         }
-        yield from _attention(model, widths)
+        yield from _attention(model, resolution, widths)
 
 
-def _attention(model: Model, widths: dict[int, int]) -> Iterator[Problem]:
+def _attention(model: Model, resolution: int, widths: dict[int, int]) -> Iterator[Problem]:
     """`widths`: the channels at each resolution."""
-    unknown = [resolution for resolution in model.attn_resolutions if resolution not in widths]
+    wanted = model.attention(resolution)
+    unknown = [resolution for resolution in wanted if resolution not in widths]
     if unknown:
         yield Problem(
             "model.attn_resolutions",
             str(model.attn_resolutions),
             "must be among the resolutions that model.img_resolution and model.channel_mult make, "
             f"{sorted(widths)}; not {unknown}",
-            f"use for example [{min(widths)}]",
+            f"use for example [{min(widths)}], or [level{len(widths) - 1}] for the lowest whatever the resolution",
         )
     lowest = min(widths)  # the decoder attends there whatever attn_resolutions says
-    attended = sorted({lowest, *model.attn_resolutions} & widths.keys())
+    attended = sorted({lowest, *wanted} & widths.keys())
     if any(widths[resolution] % model.channels_per_head != 0 for resolution in attended):
         found = " and ".join(f"{widths[resolution]} at {resolution}x{resolution}" for resolution in attended)
         common = math.gcd(*(widths[resolution] for resolution in attended))
@@ -127,7 +134,7 @@ def _data(data: Data) -> Iterator[Problem]:
 
 
 def _samples(samples: Samples, model: Model, loss: Loss) -> Iterator[Problem]:
-    if samples.interval is not None and samples.vae is None and model.img_channels not in (1, 3):
+    if samples.interval is not None and samples.vae is None and model.img_channels not in (1, 3, "auto"):
         yield Problem(
             "samples.vae",
             None,

@@ -16,8 +16,11 @@ from recipe.configuration.keys import FIXED, FREE, NAMED, Section, key
 from recipe.configuration.outputs import Checkpoints, Logging, Samples
 from recipe.configuration.values import (
     GPU,
+    Address,
+    Attention,
     DiskSpace,
     Interval,
+    LocalPath,
     Positive,
     Probability,
     Rampup,
@@ -28,13 +31,16 @@ from recipe.configuration.values import (
     parse_ranks,
 )
 
+Auto = Literal["auto"]  # from the facts of the data, before anything is built
+NotNegative = Annotated[int, Field(ge=0)]
+
 
 class Stream(Section):
     """One of several data sets that are mixed."""
 
-    local: str = key(..., FREE, "folder of its shards, or of their cache if remote is set", "data/digits", min_length=1)
-    remote: str | None = key(
-        None, FREE, "folder of its shards in object storage; null = local has them", "s3://bucket/shards", min_length=1
+    local: LocalPath = key(..., FREE, "folder of its shards, or of their cache if remote is set", "data/digits")
+    remote: Address | None = key(
+        None, FREE, "folder of its shards in object storage; null = local has them", "s3://bucket/shards"
     )
     proportion: float = key(..., NAMED, "its share of the examples, relative to the others' proportions", 1.0, gt=0)
 
@@ -42,15 +48,11 @@ class Stream(Section):
 class Data(Section):
     """Where the examples come from, and in which order."""
 
-    local: str | None = key(
-        None, FREE, "folder of the shards, or of their cache if data.remote is set", "data/digits", min_length=1
+    local: LocalPath | None = key(
+        None, FREE, "folder of the shards, or of their cache if data.remote is set", "data/digits"
     )
-    remote: str | None = key(
-        None,
-        FREE,
-        "folder of the shards in object storage; null = data.local has them",
-        "s3://bucket/shards",
-        min_length=1,
+    remote: Address | None = key(
+        None, FREE, "folder of the shards in object storage; null = data.local has them", "s3://bucket/shards"
     )
     streams: list[Stream] | None = key(
         None,
@@ -91,9 +93,11 @@ class Augment(Section):
 class Model(Section):
     """Arguments of `Precond` and `UNet`, under the published keywords (Appendix B)."""
 
-    img_resolution: int = key(64, FIXED, "height and width of the images, in pixels or latent pixels", ge=1)
-    img_channels: int = key(4, FIXED, "channels of the images: 1 grey, 3 RGB, 4 latents", ge=1)
-    label_dim: int = key(1000, FIXED, "number of classes; 0 = unconditional", ge=0)
+    img_resolution: Positive | Auto = key(
+        64, FIXED, "height and width of the images, in pixels or latent pixels; auto = the data's"
+    )
+    img_channels: Positive | Auto = key(4, FIXED, "channels of the images: 1 grey, 3 RGB, 4 latents; auto = the data's")
+    label_dim: NotNegative | Auto = key(1000, FIXED, "number of classes; 0 = unconditional; auto = the data's")
     model_channels: int = key(192, FIXED, "base width of the network", ge=1)
     channel_mult: list[Positive] = key(
         [1, 2, 3, 4], FIXED, "width of each level, times model_channels; the resolution halves per level", min_length=1
@@ -105,7 +109,11 @@ class Model(Section):
         None, FIXED, "embedding's width, times model_channels; null = the largest of channel_mult", 4, ge=1
     )
     num_blocks: int = key(3, FIXED, "residual blocks per level of the encoder; the decoder has one more", ge=1)
-    attn_resolutions: list[Positive] = key([16, 8], FIXED, "resolutions with self-attention")
+    attn_resolutions: list[Attention] = key(
+        [16, 8],
+        FIXED,
+        "where self-attention is: resolutions, or levels: level0 is img_resolution, level1 half of it, level2 ...",
+    )
     label_balance: Probability = key(0.5, FIXED, "share of the class in the embedding, 0 to 1")
     concat_balance: Probability = key(0.5, FIXED, "share of the skip connection in a concatenation, 0 to 1")
     channels_per_head: int = key(64, FIXED, "width of an attention head", ge=1)
@@ -113,7 +121,7 @@ class Model(Section):
     res_balance: Probability = key(0.3, FIXED, "share of the residual branch, 0 to 1")
     attn_balance: Probability = key(0.3, FIXED, "share of the attention branch, 0 to 1")
     clip_act: float | None = key(256.0, FIXED, "activations are clipped to +- this; null = not at all", 256.0, gt=0)
-    sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = key(
+    sigma_data: Annotated[float, Field(gt=0)] | Auto = key(
         0.5,
         FIXED,
         "standard deviation of the images as the network sees them; auto = the data's own, of its stats.json",
@@ -122,6 +130,20 @@ class Model(Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = key(
         "auto", NAMED, "precision of the activations; auto = float16 on CUDA, float32 on CPU"
     )
+
+    def shape(self) -> tuple[int, int, int]:
+        """(img_resolution, img_channels, label_dim), none of which must be auto any more."""
+        shape = self.img_resolution, self.img_channels, self.label_dim
+        assert not any(isinstance(size, str) for size in shape), "auto is resolved from the data's facts first"
+        return shape  # pyright: ignore[reportReturnType]
+
+    def attention(self, img_resolution: int) -> list[int]:
+        """`attn_resolutions` as resolutions: each once, in the order given."""
+        found = [
+            img_resolution >> int(given.removeprefix("level")) if isinstance(given, str) else given
+            for given in self.attn_resolutions
+        ]
+        return list(dict.fromkeys(found))
 
 
 class Loss(Section):
@@ -173,12 +195,11 @@ class FSDP(Section):
 class Init(Section):
     """Weights to start from, for fine-tuning: only weights, at images seen = 0."""
 
-    path: str = key(
+    path: Address = key(
         ...,
         FREE,
         "a snapshot (.safetensors) or a run's folder, local or s3://, whose newest checkpoint counts",
         "runs/edm2",
-        min_length=1,
     )
 
 
@@ -198,12 +219,8 @@ class Config(Section):
     save_folder: RunFolder = key(
         "runs/{run_name}", FREE, "folder of everything the run writes, local or s3://bucket/folder"
     )
-    scratch_folder: str | None = key(
-        None,
-        FREE,
-        "where files wait for upload if save_folder is s3://...; null = below /tmp",
-        "/scratch",
-        min_length=1,
+    scratch_folder: LocalPath | None = key(
+        None, FREE, "where files wait for upload if save_folder is s3://...; null = below /tmp", "/scratch"
     )
     seed: int = key(0, NAMED, "seed of the weights, the order of the data and the noise", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "gpu"] = key("auto", FREE, "auto = GPUs if there are any")
@@ -262,12 +279,15 @@ class Config(Section):
     def network_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `Precond`, without `dtype`, which is not part of the weights' meaning.
 
-        `model.sigma_data` must not be auto any more.
+        No key of `model` must be auto any more.
         """
         from recipe.edm2.augment import CONDITIONS  # here, as a bad configuration must be refused before torch loads
 
         assert self.model.sigma_data != "auto"
-        return self.model.model_dump(exclude={"dtype"}) | {"augment_dim": 0 if self.augment is None else CONDITIONS}
+        resolution, *_ = self.model.shape()
+        own = {"attn_resolutions": self.model.attention(resolution)}
+        conditions = {"augment_dim": 0 if self.augment is None else CONDITIONS}
+        return self.model.model_dump(exclude={"dtype"}) | own | conditions
 
     def planned_ranks(self) -> tuple[int, int | None] | None:
         """(ranks, ranks per node) of `world_size`, if it is given; None for what is not."""

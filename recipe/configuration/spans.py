@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from recipe.command_line import UserError
+from recipe.notation import whole, why_not
 
 SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 UNITS = ("sp", "ba", "ep")
 RULE = "must be a number of images such as 200000, 200k, 8Mi or 2Gi, or a Composer time string in sp, ba or ep"
-_IMAGES = re.compile(r"(\d+(?:\.\d+)?)(k|M|G|ki|Mi|Gi)?")
-_TIME = re.compile(rf"(\d+)({'|'.join(UNITS)})")
+_IMAGES = re.compile(r"((?:0|[1-9][0-9]*)(?:\.[0-9]+)?)(k|M|G|ki|Mi|Gi)?")
+_TIME = re.compile(rf"(0|[1-9][0-9]*)({'|'.join(UNITS)})")
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,17 @@ class Span:
             return given
         if isinstance(given, bool) or not isinstance(given, int | float | str):
             raise ValueError(RULE)
-        text = f"{given:.0f}" if isinstance(given, float) and given.is_integer() else str(given).strip()
+        given = given.strip() if isinstance(given, str) else given
+        clear = isinstance(given, str) and given[:1] not in ("+", "-")
+        found = whole(given) if clear else given
+        text = str(given if found is None else found)
+        text = f"{found:.0f}" if isinstance(found, float) and found.is_integer() else text
         if match := _TIME.fullmatch(text):
             return cls(int(match[1]), match[2], text)
         match = _IMAGES.fullmatch(text)
         if match is None:
-            raise ValueError(RULE)
+            reason = why_not(text)
+            raise ValueError(RULE if reason is None else f"{RULE}; {text} {reason[0]}: {reason[1]}")
         images = Fraction(match[1]) * SUFFIXES[match[2] or ""]
         if images.denominator != 1:
             raise ValueError(f"{RULE}; {text} is {float(images):g} images, not a whole number")
@@ -64,7 +70,10 @@ def images_in(text: str, option: str, others: str = "") -> int:
         option: that the text was given for.
         others: what else it takes, for the message.
     """
-    span = Span.parse(text)
+    try:
+        span = Span.parse(text)
+    except ValueError as error:
+        raise UserError(f"{option} {text}: {error}{others}") from None
     if span.unit != "sp":
         raise UserError(f"{option} {text}: must be in images, for example 8Mi{others}")
     return span.value

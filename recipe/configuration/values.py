@@ -6,12 +6,14 @@ value or raise `Refused`. Rules between several keys are in `rules.py`.
 
 import difflib
 import re
-from typing import Annotated, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from recipe.configuration.gpus import GPUS
 from recipe.configuration.spans import Span
+from recipe.notation import home_expanded, unfilled_variable
 
 LONGEST = 12**-0.5  # sigma_rel of a plain average over the whole run (gamma = 0); longer ones do not exist
 Whole = TypeVar("Whole", bound="int | str")
@@ -27,7 +29,7 @@ class Refused(ValueError):
 
 def parse_ranks(given: int | str) -> tuple[int, int | None]:
     """(ranks, ranks per node) of `world_size`: 1024 -> (1024, None), "128x8" -> (1024, 8). Raises Refused."""
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", str(given))
+    match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?", str(given))
     if match is None:
         rule = "must be a number of ranks, or nodes x ranks per node"
         raise Refused(repr(given), rule, "write for example 1024 or 128x8")
@@ -76,9 +78,57 @@ def _one_to_resume_from(number: int) -> int:
 
 
 def _size(limit: str) -> str:
-    if not re.fullmatch(r"\d+(\.\d+)?(b|kb|mb|gb|tb|pb)", limit.lower()):
+    if not re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]+)?(b|kb|mb|gb|tb|pb)", limit.lower()):
         raise Refused(repr(limit), "must be a size in b, kb, mb, gb, tb or pb", "write for example 200gb")
     return limit
+
+
+def _path(text: str) -> str:
+    """A local path or an address, `~` at its begin filled in."""
+    if text == "~":
+        raise Refused("~", "could mean null, as in YAML, or your home folder", "write null, or ~/")
+    variable = unfilled_variable(text)
+    if variable is not None:
+        rule = f"names the variable {variable}, but only YAML's references are filled in"
+        raise Refused(text, rule, f"write ${{oc.env:{variable}}}")
+    expanded = home_expanded(text)
+    if expanded is None:
+        rule = f"begins with {text.split('/')[0]}, whose home folder is not known"
+        raise Refused(text, rule, f"write the whole path, or ./{text} for a folder of that name")
+    return expanded
+
+
+def is_path(metadata: Sequence[Any]) -> bool:
+    """Whether notes of pydantic's make some text a path."""
+    return any(isinstance(note, AfterValidator) and note.func is _path for note in metadata)
+
+
+def _without_placeholders(path: str) -> str:
+    if "{run_name}" in path:
+        rule = "cannot hold {run_name}, which is filled in in save_folder only"
+        raise Refused(path, rule, "write ${run_name}")
+    return path
+
+
+def _only_run_name(path: str) -> str:
+    others = [name for name in re.findall(r"\{[^{}]*\}", path) if name != "{run_name}"]
+    if others:
+        raise Refused(path, f"holds {others[0]}, but only {{run_name}} is filled in", "use {run_name}, or ${key}")
+    return path
+
+
+def _local(path: str) -> str:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        raise Refused(path, "must be a folder of this machine", "name one; an address of shards belongs in remote")
+    return path
+
+
+def _level_or_resolution(given: Whole) -> Whole:
+    right = re.fullmatch(r"level(0|[1-9][0-9]?)", given) if isinstance(given, str) else given > 0
+    if not right:
+        rule = "must be a resolution such as 16, or a level such as level1"
+        raise Refused(repr(given), rule, "write for example [16, 8] or [level1, level2]; level0 is img_resolution")
+    return given
 
 
 def _local_or_s3(folder: str) -> str:
@@ -99,6 +149,9 @@ def _known_gpu(name: str) -> str:
     return name
 
 
+Address = Annotated[str, Field(min_length=1), AfterValidator(_path), AfterValidator(_without_placeholders)]
+LocalPath = Annotated[Address, AfterValidator(_local)]
+Attention = Annotated[int | str, AfterValidator(_level_or_resolution)]
 Images = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
 Interval = Annotated[Images, AfterValidator(_above_zero)]
 Rampup = Annotated[Images, AfterValidator(_not_in_epochs)]
@@ -109,6 +162,8 @@ SigmaRels = Annotated[list[SigmaRel], Field(min_length=1), AfterValidator(_disti
 SnapshotsKept = Annotated[int, Field(ge=-1), AfterValidator(_some_kept)]
 CheckpointsKept = Annotated[int, Field(ge=-1), AfterValidator(_one_to_resume_from)]
 DiskSpace = Annotated[str, AfterValidator(_size)]
-RunFolder = Annotated[str, Field(min_length=1), AfterValidator(_local_or_s3)]
+RunFolder = Annotated[
+    str, Field(min_length=1), AfterValidator(_path), AfterValidator(_only_run_name), AfterValidator(_local_or_s3)
+]
 Ranks = Annotated[int | str, AfterValidator(_ranks)]
 GPU = Annotated[str, AfterValidator(_known_gpu)]

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from recipe.configuration.problems import ConfigError
+from recipe.configuration.rules import broken_rules
 from recipe.configuration.schema import Config, Model
 from recipe.data.facts import LATENTS, DataError, DataFacts, kind_of, mixture
 from recipe.data.index import OpenedSource, open_source, sources
@@ -51,6 +53,8 @@ def check_data(config: Config) -> TrainingData:
     if config.data.streams is not None:
         facts = mixture(found, [place.proportion for place in places], [str(place) for place in places])
     warn_of_sigma_data(config.model.sigma_data, facts)
+    if has_nothing_to_drop(config, facts):
+        log.warning("the data has no classes that loss.label_dropout could drop; it is set to 0")
     return TrainingData(samples, facts, labels)
 
 
@@ -68,7 +72,8 @@ def check_shape(facts: DataFacts, model: Model, place: str) -> None:
     differing = [
         f"model.{key} is {getattr(model, key)}, but the data has {getattr(facts, key)}"
         for key in SHAPE
-        if getattr(facts, key) not in (None, getattr(model, key))
+        if getattr(model, key) != "auto"
+        and getattr(facts, key) not in (None, getattr(model, key))
         # an unconditional network may be trained on labelled images
         and not (key == "label_dim" and model.label_dim == 0)
     ]
@@ -93,7 +98,7 @@ def check_kind(facts: DataFacts, config: Config, place: str) -> None:
             raise DataError(f"{key}: {place} holds latents, and {reason}; set {fix}")
     assert facts.whitening is not None  # `of_kind` gives latents one
     channels = len(facts.whitening.mean)
-    if channels != config.model.img_channels:
+    if config.model.img_channels not in ("auto", channels):
         raise DataError(
             f"model.img_channels = {config.model.img_channels}: {place} has a whitening of {channels} channels; change "
             "the key, or the key whitening in stats.json"
@@ -101,16 +106,35 @@ def check_kind(facts: DataFacts, config: Config, place: str) -> None:
 
 
 def resolve(config: Config, facts: DataFacts) -> Config:
-    """The configuration with the data's sigma_data for `auto`. Raises DataError if the facts do not say it."""
-    if config.model.sigma_data != "auto":
-        return config
-    if facts.sigma_data is None:
-        raise DataError(
-            "model.sigma_data = auto: the data has no stats.json that says sigma_data; set a number, for example 0.5, "
-            "or prepare the data again"
-        )
-    model = config.model.model_copy(update={"sigma_data": float(facts.sigma_data)})
-    return config.model_copy(update={"model": model})
+    """The configuration with the data's own for each `auto` of the network, and with resolutions for its levels.
+
+    Raises:
+        DataError: the facts do not say what `auto` asks for.
+        ConfigError: the rules between keys that could not be asked before are broken.
+    """
+    model = config.model
+    wanted = [key for key in (*SHAPE, "sigma_data") if getattr(model, key) == "auto"]
+    for key in wanted:
+        if getattr(facts, key) is None:
+            raise DataError(
+                f"model.{key} = auto: the data has no stats.json that says {key}, or its streams differ in it; set a "
+                "number, or prepare the data again"
+            )
+    model = model.model_copy(update={key: getattr(facts, key) for key in wanted})
+    resolution, *_ = model.shape()
+    model = model.model_copy(update={"attn_resolutions": model.attention(resolution)})
+    resolved = config.model_copy(update={"model": model})
+    if has_nothing_to_drop(config, facts):
+        resolved = resolved.model_copy(update={"loss": config.loss.model_copy(update={"label_dropout": 0.0})})
+    problems = list(broken_rules(resolved))
+    if problems:
+        raise ConfigError(problems)
+    return resolved
+
+
+def has_nothing_to_drop(config: Config, facts: DataFacts) -> bool:
+    """Whether labels are to be dropped, and the data, whose number of classes is taken, has none."""
+    return config.model.label_dim == "auto" and facts.label_dim == 0 and config.loss.label_dropout > 0
 
 
 def warn_of_sigma_data(sigma_data: float | Literal["auto"], facts: DataFacts) -> None:

@@ -22,7 +22,7 @@ def training_loader(config: Config, data: TrainingData, device_batch_size: int) 
     """The loader of a run. The order of the samples depends on the seed and `num_canonical_nodes`, not on the ranks.
 
     Args:
-        config: this rank's own, whose folders may be named by this machine's environment.
+        config: resolved, and this rank's own, whose folders may be named by this machine's environment.
         data: what rank 0 found out.
     """
     remote = [source for source in sources(config.data) if source.remote is not None]
@@ -31,10 +31,11 @@ def training_loader(config: Config, data: TrainingData, device_batch_size: int) 
             for source in remote:
                 clear_stale(source.local)
         dist.barrier()
+    resolution, channels, label_dim = config.model.shape()
     dataset = ImageDataset(
-        img_resolution=config.model.img_resolution,
-        img_channels=config.model.img_channels,
-        label_dim=config.model.label_dim,
+        img_resolution=resolution,
+        img_channels=channels,
+        label_dim=label_dim,
         # Only the first rank of each node arranges the epoch.
         labels=data.labels if dist.get_local_rank() == 0 else None,
         **where(config.data),

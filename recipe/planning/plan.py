@@ -7,8 +7,9 @@ import torch
 
 from recipe.configuration.gpus import COMMON, GPUS
 from recipe.configuration.schema import Config
-from recipe.data.checks import resolve
-from recipe.data.facts import DataFacts
+from recipe.data.checks import SHAPE, check_data, resolve
+from recipe.data.facts import DataError, DataFacts
+from recipe.data.index import sources
 from recipe.edm2.networks.flops import macs_per_image
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.precision import DTYPES, activations_dtype
@@ -33,12 +34,14 @@ def print_plan(config: Config) -> None:
 
     It is about as many ranks as `world_size` says, this launch's if that is null, and about GPUs unless device=cpu.
     """
+    config, data = resolved(config)
     net = build(config)
     ranks, per_node = config.planned_ranks() or launched_ranks()
     layout, share, batch = Layout(ranks, config.fsdp), config.global_batch_size // ranks, config.global_batch_size
     needs = Needs(config, net, layout)
     microbatch, spans = needs.microbatch(share), images_of_spans(config)
     lines = [
+        ("data", data),
         ("parameters", f"{count(net) / 1e6:.2f} M"),
         ("compute", f"{macs_per_image(net) / 1e9:.2f} GFLOPs per image (multiply-adds of one forward pass)"),
         ("steps", f"{spans[0] // batch} of {batch} images"),
@@ -59,11 +62,35 @@ def dtype_of(config: Config) -> str:
     return activations_dtype(config.model.dtype, on_gpu=config.device != "cpu")
 
 
+def resolved(config: Config) -> tuple[Config, str]:
+    """The configuration with the data's facts for `auto`, and what to say of the data, which are checked if at hand.
+
+    They are at hand if their shards lie here; small files of data elsewhere are fetched only if the plan needs them.
+
+    Raises:
+        UserError: data at hand that do not fit the configuration, or sizes that nothing says.
+    """
+    unknown = [f"model.{key}" for key in SHAPE if getattr(config.model, key) == "auto"]
+    here = all(place.remote is None and os.path.exists(place.local) for place in sources(config.data))
+    if not here and not unknown:
+        guess = DataFacts(sigma_data=0.5)  # no size depends on it
+        return resolve(config, guess), "not here, so not checked against the configuration"
+    try:
+        found = check_data(config)
+    except DataError as error:
+        if here:
+            raise
+        keys = " and ".join(unknown)
+        raise DataError(f"{keys} = auto: the plan needs numbers there, or the data: {error}") from None
+    config = resolve(config, found.facts)
+    resolution, channels, label_dim = config.model.shape()
+    return config, f"{found.samples} images of {channels}x{resolution}x{resolution}, network of {label_dim} classes"
+
+
 def build(config: Config) -> Precond:
-    """The network on the meta device, set up as in training."""
+    """The network of a resolved configuration on the meta device, set up as in training."""
     with torch.device("meta"):
-        arguments = resolve(config, DataFacts(sigma_data=0.5)).network_arguments()  # no size depends on sigma_data
-        net = Precond(**arguments, dtype=DTYPES[dtype_of(config)])
+        net = Precond(**config.network_arguments(), dtype=DTYPES[dtype_of(config)])
     net.unet.activation_checkpointing = config.fsdp is not None and config.fsdp.activation_checkpointing
     return net
 
@@ -173,8 +200,6 @@ def images_of_spans(config: Config) -> tuple[int, int, int]:
     """Images of the whole run, between snapshots and between checkpoints."""
     spans, epoch = (config.duration, config.ema.snapshot_interval, config.checkpoints.interval), None
     if any(span.unit == "ep" for span in spans):  # their length depends on the data
-        from recipe.data.checks import check_data
-
         epoch = check_data(config).samples // config.global_batch_size * config.global_batch_size
     total, snapshots, checkpoints = (span.images(config.global_batch_size, epoch) for span in spans)
     return total, snapshots, checkpoints

@@ -33,7 +33,7 @@ class Start:
     """What rank 0 found out before the run, and every rank needs to begin.
 
     Attributes:
-        config: the resolved configuration: `model.sigma_data` is a number.
+        config: the resolved configuration: no key of `model` but `dtype` is auto.
         data: what is known of the data.
         place: the run's folder.
         checkpoint: to go on from, relative to the run's checkpoints folder; None = from the beginning.
@@ -69,9 +69,10 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
         UserError: bad data, no access, another live run, other hyper-parameters, a damaged checkpoint, a full disk.
     """
     data = check_data(config)
-    config = resolve(config, data.facts)  # the number is stored: other data must not change it on resume
+    config = resolve(config, data.facts)  # numbers are stored: other data must not change them on resume
     if config.samples.vae is not None:
-        find_vae(config.samples.vae, "samples.vae").check_latents(config.model.img_channels, "model.img_channels")
+        _, channels, _ = config.model.shape()
+        find_vae(config.samples.vae, "samples.vae").check_latents(channels, "model.img_channels")
     place = open_place(config.run_folder())
     place.check_access()
     check_space(config, place)
