@@ -33,11 +33,9 @@ class Span:
             return given
         if isinstance(given, bool) or not isinstance(given, int | float | str):
             raise ValueError(RULE)
-        given = given.strip() if isinstance(given, str) else given
-        clear = isinstance(given, str) and given[:1] not in ("+", "-")
-        found = whole(given) if clear else given
-        text = str(given if found is None else found)
-        text = f"{found:.0f}" if isinstance(found, float) and found.is_integer() else text
+        text = f"{given:.0f}" if isinstance(given, float) and given.is_integer() else str(given).strip()
+        found = None if text[:1] in ("+", "-") else whole(text)
+        text = text if found is None else str(found)
         if match := _TIME.fullmatch(text):
             return cls(int(match[1]), match[2], text)
         match = _IMAGES.fullmatch(text)

@@ -89,7 +89,10 @@ def decoded(content: bytes) -> str:
     return content.decode("utf-8-sig")
 
 
-class _Loader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):
+_Base: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
+
+class _Loader(_Base):
     """Composes nodes and guesses no types."""
 
 
