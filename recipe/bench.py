@@ -17,7 +17,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from recipe.command_line import exit_with, say
+from recipe.command_options import OptionError, Options, choice, real_number, refuse_idle, whole_number
 from recipe.configuration.reader import read_or_exit
+
+USES = {"snapshots": ["--rate"], "data": ["--images", "--resolution"], "prepare": ["--images"]}
+"""Which options each benchmark knows."""
 
 
 def snapshots(given: list[str], folder: str, rate: float) -> None:
@@ -27,34 +32,65 @@ def snapshots(given: list[str], folder: str, rate: float) -> None:
     own = {"save_folder": folder, "duration": f"{STEPS_BETWEEN * SNAPSHOTS + 5}ba", "samples.interval": "null",
            "ema.snapshot_interval": f"{STEPS_BETWEEN}ba", "checkpoints.interval": "1000000ba",
            "logging.tensorboard": "false", "logging.progress_bar": "false"}  # fmt: skip
-    others = [text for text in given if text.split("=")[0] not in own]
+    decided = [text for text in given if text.split("=")[0] in own]
+    if decided:
+        say(f"decided by the benchmark, not by {', '.join(decided)}")
+    others = [text for text in given if text not in decided]
     bench_snapshots(read_or_exit([*others, *(f"{key}={value}" for key, value in own.items())], "bench.py"), rate)
 
 
+def arguments_parser() -> Options:
+    parser = Options("bench.py", "Measure the recipe on this machine.")
+    add = parser.add_argument
+    add("what", type=choice("WHAT", *USES), help=f"one of {', '.join(USES)}")
+    add("config", nargs="*", help="YAML files and key=value, as for train.py; prepare: SOURCE")
+    rate = "snapshots: MB/s that uploads get (default 2)"
+    add("--rate", type=real_number("--rate", above=0), metavar="MB/S", help=rate)
+    images = "of synthetic data (default 8192)"
+    add("--images", type=whole_number("--images", least=256), metavar="N", help=images)
+    resolution = "data: of the synthetic sets (default 64)"
+    add("--resolution", type=whole_number("--resolution", least=16), metavar="N", help=resolution)
+    return parser
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises OptionError for what the benchmark has no use for."""
+    what, given = arguments.what, arguments.config
+    others = sorted({option for options in USES.values() for option in options} - set(USES[what]))
+    refuse_idle(arguments, others, f"does nothing for {what}; leave it out")
+    if what == "data" and given:
+        refuse_idle(arguments, USES[what], "is of synthetic data, but a configuration names data; leave one out")
+    if what == "prepare" and given:
+        refuse_idle(arguments, USES[what], "is of synthetic data, but SOURCE is given; leave one out")
+    if what == "prepare" and len(given) > 1:
+        raise OptionError(f"{given[1]}: only one SOURCE can be measured; leave it out")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the recipe on this machine.")
-    parser.add_argument("what", choices=["snapshots", "data", "prepare"])
-    parser.add_argument("config", nargs="*", help="YAML files and key=value, as for train.py; prepare: SOURCE")
-    parser.add_argument("--rate", type=float, default=2.0, help="snapshots: MB/s that uploads get (default 2)")
-    parser.add_argument("--images", type=int, default=8192, help="of synthetic data (default 8192)")
-    parser.add_argument("--resolution", type=int, default=64, help="data: of the synthetic sets (default 64)")
-    arguments = parser.parse_args()
-    for name, least in ("images", 256), ("resolution", 16):
-        if getattr(arguments, name) < least:
-            parser.error(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    arguments = arguments_parser().parse_args()
+    try:
+        check(arguments)
+        measure(arguments)
+    except (ValueError, OSError) as error:
+        exit_with("bench.py", error)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Run the benchmark that is asked for."""
+    images = arguments.images or 8192
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "snapshots":
-            snapshots(arguments.config, folder, arguments.rate)
+            snapshots(arguments.config, folder, arguments.rate or 2.0)
         elif arguments.what == "data":
             from recipe.benchmarks.data import bench_data
 
             config = read_or_exit(arguments.config, "bench.py") if arguments.config else None
-            bench_data(config, Path(folder), arguments.images, arguments.resolution)
+            bench_data(config, Path(folder), images, arguments.resolution or 64)
         else:
             from recipe.benchmarks.preparation import bench_preparation
 
             source = arguments.config[0] if arguments.config else None
-            bench_preparation(source, arguments.images, Path(folder))
+            bench_preparation(source, images, Path(folder))
 
 
 if __name__ == "__main__":

@@ -7,19 +7,27 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
+from recipe.notation import number, whole, why_not
+
+MOST = 10_000_000  # of a list: a slip of the pen must not fill the memory
+
 
 def parse_integers(text: str) -> list[int]:
     """Integers from `0-39,50`: single ones and inclusive ranges. Raises ValueError with the rule."""
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"{text!r} is not a list of whole numbers and ranges such as 0-39,50")
-        start, end = int(first), int(last or first)
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        start, end = whole(first), whole(last if dash else first)
+        if start is None or end is None or not first[0].isdecimal() or not (last or first)[0].isdecimal():
+            reason = next((found for word in (first, last) if (found := why_not(word)) is not None), None)
+            more = "" if reason is None else f"; {part.strip()!r} {reason[0]}: {reason[1]}"
+            raise ValueError(f"{text!r} is not a list of whole numbers and ranges such as 0-39,50{more}")
         if end < start:
             raise ValueError(f"{part.strip()!r} is a range that falls; write {end}-{start}")
         if end >= 2**63:
             raise ValueError(f"{part.strip()!r} goes beyond 2^63 - 1")
+        if len(numbers) + end - start >= MOST:
+            raise ValueError(f"{text!r} are more than {MOST} numbers; ask for fewer at once")
         numbers += range(start, end + 1)
     return numbers
 
@@ -28,17 +36,21 @@ def parse_numbers(text: str) -> list[float]:
     """Numbers from `0.05,0.10:0.20:0.05`: single ones and inclusive ranges start:end:step. Raises ValueError."""
     numbers: list[float] = []
     for part in text.split(","):
-        try:
-            values = [float(value) for value in part.split(":")]
-        except ValueError:
-            values = []
-        if len(values) == 1:
+        words = [word.strip() for word in part.split(":")]
+        values = [float(value) for word in words if (value := number(word)) is not None and abs(value) < math.inf]
+        if len(values) == len(words) == 1:
             numbers += values
-        elif len(values) == 3 and values[2] > 0 and values[0] <= values[1] < math.inf:
+        elif len(values) == len(words) == 3 and values[2] > 0 and values[0] <= values[1]:
             start, end, step = values
-            numbers += [round(start + index * step, 9) for index in range(int((end - start) / step + 1e-6) + 1)]
+            count = int(min((end - start) / step, MOST) + 1e-6) + 1
+            if len(numbers) + count > MOST:
+                raise ValueError(f"{text!r} are more than {MOST} numbers; use a larger step")
+            numbers += [round(start + index * step, 9) for index in range(count)]
         else:
-            raise ValueError(f"{text!r} is not a list of numbers and ranges start:end:step such as 0.05,0.10:0.20:0.05")
+            reason = next((found for word in words if (found := why_not(word)) is not None), None)
+            more = "" if reason is None else f"; {part.strip()!r} {reason[0]}: {reason[1]}"
+            rule = "is not a list of numbers and ranges start:end:step such as 0.05,0.10:0.20:0.05"
+            raise ValueError(f"{text!r} {rule}{more}")
     return numbers
 
 

@@ -16,12 +16,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from recipe.command_line import exit_with, parse_numbers
-from recipe.storage.addresses import open_place
+from recipe.command_options import Options, address, check_folder, choice, local_path, refuse_idle, whole_number, word
+from recipe.configuration.spans import images_in
+from recipe.storage.addresses import is_remote, open_place
 from recipe.storage.fetching import fetch_files
 from recipe.storage.places import Entry, MissingError, Place, is_inside
 from recipe.weights.checkpoints import list_checkpoints
 from recipe.weights.run_contents import FetchError, choose, snapshot_fields
 from recipe.weights.snapshots import is_intact
+
+WHAT = ("all", "snapshots", "posthoc", "checkpoint", "config")
 
 
 def print_table(place: Place, entries: Sequence[Entry]) -> None:
@@ -57,28 +61,52 @@ def fetch(place: Place, entries: Sequence[Entry], out: Path, jobs: int) -> None:
     print(f"{out}: {len(entries)} files, {total / 1e6:.1f} MB, checked")
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Fetch a run, or parts of it, from object storage.")
-    parser.add_argument("run", help="s3://bucket/folder of a run, or a local folder")
-    choices = ["all", "snapshots", "posthoc", "checkpoint", "config"]
-    what = "checkpoint = the newest whole one (default: all)"
-    parser.add_argument("--what", choices=choices, default="all", help=what)
-    parser.add_argument("--sigma-rel", metavar="LIST", help="only snapshots, of these lengths: for example 0.05,0.1")
-    parser.add_argument("--nimg", default="all", help="only snapshots, of this time: 8Mi, latest or all (default)")
-    parser.add_argument("--out", type=Path, help="folder that the files go to")
-    parser.add_argument("--jobs", type=int, default=8, help="files at once (default 8)")
-    parser.add_argument("--list", action="store_true", help="only print what there is")
+def arguments_parser() -> Options:
+    parser = Options("fetch.py", "Fetch a run, or parts of it, from object storage.")
+    add = parser.add_argument
+    add("run", type=address("RUN"), help="s3://bucket/folder of a run, or a local folder")
+    what = f"one of {', '.join(WHAT)}; checkpoint = the newest whole one (default: all)"
+    add("--what", type=choice("--what", *WHAT), metavar="PART", help=what)
+    sigma_rel = "only snapshots, of these lengths: for example 0.05,0.1"
+    add("--sigma-rel", type=word("--sigma-rel"), metavar="LIST", help=sigma_rel)
+    nimg = "only snapshots, of this time: 8Mi, latest or all (default)"
+    add("--nimg", type=word("--nimg"), metavar="IMAGES", help=nimg)
+    add("--out", type=local_path("--out"), metavar="DIR", help="folder that the files go to")
+    add("--jobs", type=whole_number("--jobs", most=1024), metavar="N", help="files at once (default 8)")
+    add("--list", action="store_true", help="only print what there is")
     return parser
+
+
+def check(arguments: argparse.Namespace) -> list[float] | None:
+    """What can be said against the options before anything is asked of a server; returns the lengths.
+
+    Raises:
+        ValueError: it says what.
+    """
+    if arguments.list:
+        idle = ["--what", "--sigma-rel", "--nimg", "--out", "--jobs"]
+        refuse_idle(arguments, idle, "does nothing with --list, which prints all that there is; leave one of them out")
+        return None
+    if arguments.out is None:
+        raise FetchError("--out is missing; name the folder that the files go to, or ask for --list")
+    if arguments.what in ("checkpoint", "config"):
+        idle = f"chooses snapshots, not --what {arguments.what}; leave it out"
+        refuse_idle(arguments, ["--sigma-rel", "--nimg"], idle)
+    if arguments.nimg not in (None, "latest", "all"):
+        images_in(arguments.nimg, "--nimg", ", or latest, or all")
+    check_folder(arguments.out, "--out")
+    if not is_remote(arguments.run) and arguments.out.resolve() == Path(arguments.run).resolve():
+        raise FetchError(f"--out {arguments.out}: is the run's own folder; name another one")
+    try:
+        return None if arguments.sigma_rel is None else parse_numbers(arguments.sigma_rel)
+    except ValueError as error:
+        raise FetchError(f"--sigma-rel: {error}") from None
 
 
 def main() -> None:
     arguments = arguments_parser().parse_args()
     try:
-        if arguments.jobs < 1:
-            raise FetchError(f"--jobs {arguments.jobs}: must be at least 1")
-        if not arguments.list and arguments.out is None:
-            raise FetchError("--out is missing; name the folder that the files go to, or ask for --list")
-        sigma_rels = None if arguments.sigma_rel is None else parse_numbers(arguments.sigma_rel)
+        sigma_rels = check(arguments)
         place = open_place(arguments.run)
         entries = place.list()
         if not entries:
@@ -86,8 +114,8 @@ def main() -> None:
         if arguments.list:
             print_table(place, entries)
         else:
-            chosen = choose(place, entries, arguments.what, sigma_rels, arguments.nimg)
-            fetch(place, chosen, arguments.out, arguments.jobs)
+            chosen = choose(place, entries, arguments.what or "all", sigma_rels, arguments.nimg or "all")
+            fetch(place, chosen, arguments.out, arguments.jobs or 8)
     except (ValueError, OSError) as error:
         exit_with("fetch.py", error)
 

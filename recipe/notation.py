@@ -13,6 +13,7 @@ _WHOLE = re.compile(r"[+-]?(?:0|[1-9][0-9]*)")
 _GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:_[0-9]{3})+")
 _DECIMAL = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[+-]?\.?(?:inf|Inf|INF|nan|NaN|NAN)")
+UNSEEN = " \t\r\n\v\f\u00a0\u200b\u3000\ufeff"  # what nobody sees at the ends of a word
 _LONGEST = 400  # digits; Python reads at most 4300
 
 

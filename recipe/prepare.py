@@ -18,68 +18,117 @@ import sys
 from pathlib import Path
 
 from recipe.command_line import UserError, exit_with, say
-from recipe.preparation.inspection import inspect
+from recipe.command_options import (
+    Options,
+    address,
+    check_file,
+    check_folder,
+    local_path,
+    refuse_idle,
+    whole_number,
+    word,
+)
+from recipe.preparation.inspection import SHEETS, inspect
 from recipe.preparation.options import Settings
 from recipe.preparation.pipeline import prepare_data
 from recipe.preparation.sources.items import PreparationError
+from recipe.preparation.sources.opening import DIGITS
+from recipe.storage.addresses import is_remote
 
 CROPS = {"center": "center-crop"}  # short names
+OF_PREPARING = [
+    "--resolution", "--crop", "--channels", "--background", "--labels", "--split", "--encoding", "--shard-size",
+    "--compression", "--hashes", "--workers", "--vae-batch", "--vae-dtype", "--latent-dtype", "--whitening",
+    "--skip-errors", "--overwrite",
+]  # fmt: skip
+"""Options that do nothing with --inspect."""
+DEFAULTS = {"background": "white", "shard_size": "64mb"}
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Turn images into MDS shards.")
-    add = parser.add_argument
-    add("source", nargs="?", help="folder, ZIP, tar, folder of tars, data-{000..123}.tar, MDS shards, Hugging "
-        "Face data set (folder or hf:NAME), or digits")  # fmt: skip
-    add("--out", metavar="PLACE", help="local folder or s3://bucket/prefix of the shards")
-    add("--resolution", type=int, metavar="N", help="height and width in pixels (default: that of the first picture, "
-        "which all must have; digits 32)")  # fmt: skip
-    add("--crop", help="center (default): square in the middle; center-crop-dhariwal: as ADM and the paper's ImageNet; "
+def arguments_parser() -> Options:
+    parser = Options("prepare.py", "Turn images into MDS shards.")
+
+    def add(option: str, help: str, of: argparse._ArgumentGroup | Options = parser, **more: object) -> None:
+        of.add_argument(option, help=help, **{"type": word(option), **more})  # pyright: ignore[reportArgumentType]
+
+    def switch(option: str, help: str) -> None:
+        parser.add_argument(option, help=help, action="store_true")
+
+    source = (
+        "folder, ZIP, tar, folder of tars, data-{000..123}.tar, MDS shards, Hugging Face data set (folder or hf:NAME), "
+        "or digits"
+    )
+    add("source", source, nargs="?", type=address("SOURCE"))
+    add("--out", "local folder or s3://bucket/prefix of the shards", metavar="PLACE", type=address("--out"))
+    add("--resolution", "height and width in pixels (default: that of the first picture, which all must have; "
+        "digits 32)", metavar="N", type=whole_number("--resolution", least=0))  # fmt: skip
+    add("--crop", "center (default): square in the middle; center-crop-dhariwal: as ADM and the paper's ImageNet; "
         "none: pictures must be square")  # fmt: skip
-    add("--channels", type=int, help="1: grey, 3: RGB (default: 1 if the first pictures are grey)")
-    add("--background", default="white", help="colour behind transparent pixels (default white)")
-    add("--labels", type=Path, metavar="FILE", help="CSV, JSON or JSON lines: class id or class name of each file")
-    add("--split", help="of a Hugging Face data set")
-    add("--encoding", help="png (default); webp: smaller and faster, a column of bytes; raw: large, fast to read")
-    add("--shard-size", default="64mb", help="most bytes of a shard before compression (default 64mb)")
-    add("--compression", help="of whole shards: zstd, zstd:LEVEL, br, bz2, snappy (default none)")
-    add(
-        "--hashes",
-        default="sha1",
-        help="of shards, for streaming to check: for example sha1,xxh64, or none (default sha1)",
-    )
-    add("--workers", type=int, metavar="N", help="processes of each rank (default: one per processor; 4 for a GPU)")
-    latents = parser.add_argument_group("latents").add_argument
-    latents("--vae", metavar="NAME", help="store latents of this AutoencoderKL: its folder, or OWNER/NAME on "
-            "the Hugging Face hub")  # fmt: skip
-    latents("--vae-batch", type=int, metavar="N", help="pictures encoded together (default 8)")
-    latents("--vae-dtype", metavar="DTYPE", help="float32 (default), or float16 on GPUs: faster, rounds more")
-    latents("--latent-dtype", metavar="DTYPE", help="of the stored moments: float32 (default) or float16")
-    latents("--whitening", help="constants: the paper's (default for 4 channels); measured: mean and std of these data")
-    add(
-        "--skip-errors", action="store_true", help="leave files out that are no images; they are listed in skipped.json"
-    )
-    add("--overwrite", action="store_true", help="replace another data set at --out")
-    add("--inspect", metavar="PLACE", help="print what shards hold and draw a contact sheet; nothing is prepared; "
-        "of latents --vae decodes some")  # fmt: skip
-    add("--sheet", type=Path, metavar="FILE", help="PNG for the contact sheet (default NAME-contact-sheet.png)")
+    channels = "1: grey, 3: RGB (default: 1 if the first pictures are grey)"
+    add("--channels", channels, type=whole_number("--channels", least=0))
+    add("--background", "colour behind transparent pixels (default white)")
+    labels = "CSV, JSON or JSON lines: class id or class name of each file"
+    add("--labels", labels, metavar="FILE", type=local_path("--labels"))
+    add("--split", "of a Hugging Face data set")
+    add("--encoding", "png (default); webp: smaller and faster, a column of bytes; raw: large, fast to read")
+    add("--shard-size", "most bytes of a shard before compression (default 64mb)")
+    add("--compression", "of whole shards: zstd, zstd:LEVEL, br, bz2, snappy (default none)")
+    add("--hashes", "of shards, for streaming to check: for example sha1,xxh64, or none (default sha1)")
+    workers = "processes of each rank (default: one per processor; 4 for a GPU)"
+    add("--workers", workers, metavar="N", type=whole_number("--workers", most=4096))
+    latents = parser.add_argument_group("latents")
+    vae = "store latents of this AutoencoderKL: its folder, or OWNER/NAME on the Hugging Face hub"
+    add("--vae", vae, latents, metavar="NAME", type=address("--vae"))
+    batch = "pictures encoded together (default 8)"
+    add("--vae-batch", batch, latents, metavar="N", type=whole_number("--vae-batch", least=-(2**31)))
+    add("--vae-dtype", "float32 (default), or float16 on GPUs: faster, rounds more", latents, metavar="DTYPE")
+    add("--latent-dtype", "of the stored moments: float32 (default) or float16", latents, metavar="DTYPE")
+    add("--whitening", "constants: the paper's (default for 4 channels); measured: mean and std of these data", latents)
+    switch("--skip-errors", "leave files out that are no images; they are listed in skipped.json")
+    switch("--overwrite", "replace another data set at --out")
+    inspected = "print what shards hold and draw a contact sheet; nothing is prepared; of latents --vae decodes some"
+    add("--inspect", inspected, metavar="PLACE", type=address("--inspect"))
+    sheet = "PNG for the contact sheet (default NAME-contact-sheet.png)"
+    add("--sheet", sheet, metavar="FILE", type=local_path("--sheet"))
     return parser
 
 
-def run(arguments: argparse.Namespace) -> str:
-    """Do what is asked for; returns what to say at the end. Raises PreparationError, StorageError."""
+def check(arguments: argparse.Namespace) -> None:
+    """What can be said against the options before a file is read. Raises UserError."""
     if arguments.inspect is not None:
         if arguments.source is not None or arguments.out is not None:
             raise PreparationError(f"--inspect {arguments.inspect}: prepares nothing; leave SOURCE and --out away")
-        return inspect(arguments.inspect, arguments.sheet, arguments.vae)
+        refuse_idle(arguments, OF_PREPARING, "does nothing with --inspect, which prepares nothing; leave it out")
+        if arguments.sheet is not None:
+            check_file(arguments.sheet, "--sheet", SHEETS)
+        return
+    refuse_idle(arguments, ["--sheet"], "is drawn by --inspect PLACE alone; leave it out")
     for name in ("source", "out"):
         if getattr(arguments, name) is None:
             raise PreparationError(f"{'--out' if name == 'out' else 'SOURCE'} is missing; see --help")
-    if arguments.workers is not None and arguments.workers < 1:
-        raise PreparationError(f"--workers {arguments.workers}: must be at least 1")
+    if arguments.labels is not None and not arguments.labels.is_file():
+        raise PreparationError(f"--labels {arguments.labels}: there is no such file; check the path")
+    if is_remote(arguments.out):
+        return
+    out, source = Path(arguments.out).absolute(), Path(arguments.source).absolute()
+    if source.is_dir() and source in out.parents:
+        raise PreparationError(
+            f"--out {arguments.out}: lies in SOURCE, which would then hold what is no picture; name a place beside it"
+        )
+    check_folder(out.parent, "--out")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Do what is asked for; returns what to say at the end. Raises UserError."""
+    check(arguments)
+    if arguments.inspect is not None:
+        return inspect(arguments.inspect, arguments.sheet, arguments.vae)
+    if arguments.source == DIGITS and Path(DIGITS).exists():
+        say(f"{DIGITS}: the handwritten digits that come along; the folder of that name here is ./{DIGITS}")
     given = {option.name: getattr(arguments, option.name) for option in dataclasses.fields(Settings)}
     given["crop"] = CROPS.get(arguments.crop, arguments.crop)
-    given["hashes"] = () if arguments.hashes == "none" else tuple(arguments.hashes.split(","))
+    given["hashes"] = () if arguments.hashes == "none" else tuple((arguments.hashes or "sha1").split(","))
+    given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
     settings = Settings(**given)
     facts, is_new = prepare_data(arguments.source, arguments.out, settings, arguments.workers, arguments.overwrite)
     if facts is None:

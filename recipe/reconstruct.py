@@ -9,7 +9,6 @@ posthoc-NIMG-SIGMA_REL.safetensors files, which recipe/sample.py reads.
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 
 # isort: split
-import argparse
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from recipe.command_line import exit_with, parse_numbers, unique
+from recipe.command_options import Options, address, check_folder, choice, word
 from recipe.configuration.spans import images_in
 from recipe.edm2.ema import SIGMA_REL_LIMIT
 from recipe.storage.addresses import is_remote, open_place
@@ -26,7 +26,10 @@ from recipe.weights.snapshots import SnapshotInfo, list_snapshots, save_snapshot
 
 def lengths(text: str) -> list[float]:
     """The wanted lengths; raises ValueError naming the value and the rule."""
-    found = unique(parse_numbers(text))
+    try:
+        found = unique(parse_numbers(text))
+    except ValueError as error:
+        raise ValueError(f"--sigma-rel: {error}") from None
     for length in found:
         if not 0 < length < SIGMA_REL_LIMIT:
             raise ValueError(f"sigma_rel {length:g} must be above 0 and below 12^-0.5 = {SIGMA_REL_LIMIT:.4f}")
@@ -51,7 +54,7 @@ def run(
     paths = []
     for index, sigma_rel in enumerate(sigma_rels):
         name = snapshot_name(target, sigma_rel, "posthoc")
-        extra = {"profile_error": float(errors[index]), "snapshots": len(snapshots)}
+        extra = last.extra | {"profile_error": float(errors[index]), "snapshots": len(snapshots)}
         info = dataclasses.replace(last, nimg=target, sigma_rel=sigma_rel, extra=extra)
         store(out, name, weights[index], info)
         weights[index] = {}
@@ -73,24 +76,26 @@ def store(out: Path | str, name: str, weights: dict[str, torch.Tensor], info: Sn
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make EMA weights of any length from a run's snapshots.")
-    parser.add_argument("run", help="folder of the run, local or s3://bucket/folder")
-    parser.add_argument("--sigma-rel", required=True, metavar="LIST", help="lengths: 0.05,0.10 or start:end:step")
-    parser.add_argument("--nimg", metavar="IMAGES", help="time of the average, a snapshot's (default: the latest)")
-    parser.add_argument("--out", help="where the files go (default: RUN/posthoc)")
-    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="stored precision")
-    parser.add_argument("--force", action="store_true", help="also make averages that the snapshots support poorly")
+    parser = Options("reconstruct.py", "Make EMA weights of any length from a run's snapshots.")
+    add = parser.add_argument
+    add("run", type=address("RUN"), help="folder of the run, local or s3://bucket/folder")
+    wanted = "lengths: 0.05,0.10 or start:end:step"
+    add("--sigma-rel", type=word("--sigma-rel"), required=True, metavar="LIST", help=wanted)
+    when = "time of the average, a snapshot's (default: the latest)"
+    add("--nimg", type=word("--nimg"), metavar="IMAGES", help=when)
+    add("--out", type=address("--out"), metavar="PLACE", help="where the files go (default: RUN/posthoc)")
+    dtype = "stored precision: float16 (default) or float32"
+    add("--dtype", type=choice("--dtype", "float16", "float32"), default="float16", help=dtype)
+    add("--force", action="store_true", help="also make averages that the snapshots support poorly")
     arguments = parser.parse_args()
     try:
+        run_folder = arguments.run.rstrip("/") or "/"
+        out = arguments.out or f"{run_folder}/posthoc"
         nimg = None if arguments.nimg is None else images_in(arguments.nimg, "--nimg")
-        run(
-            arguments.run.rstrip("/"),
-            lengths(arguments.sigma_rel),
-            nimg,
-            arguments.out or f"{arguments.run.rstrip('/')}/posthoc",
-            getattr(torch, arguments.dtype),
-            arguments.force,
-        )
+        wanted = lengths(arguments.sigma_rel)
+        if not is_remote(out):
+            check_folder(Path(out), "--out")
+        run(run_folder, wanted, nimg, out, getattr(torch, arguments.dtype), arguments.force)
     except (ValueError, OSError) as error:
         exit_with("reconstruct.py", error)
 

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
-UNSEEN = " \t\r\n\v\f\u00a0\u200b\u3000\ufeff"
+from recipe.notation import UNSEEN
 
 
 class Resume(Enum):

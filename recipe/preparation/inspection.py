@@ -21,6 +21,7 @@ COLUMNS, ROWS = 12, 8
 CELL = 128  # largest width and height of a picture on the sheet, in pixels
 DECODED_ROWS = 2  # of latents, whose decoding takes seconds each without a GPU
 CLASSES_SHOWN = 10
+SHEETS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def inspect(address: str, sheet: Path | None, vae: str | None = None) -> str:

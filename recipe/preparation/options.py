@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import ImageColor
 
+from recipe.notation import why_not
 from recipe.preparation.encoders import ENCODINGS
 from recipe.preparation.pictures import CROPS
 from recipe.preparation.sources.items import PreparationError
@@ -122,7 +123,7 @@ class Settings:
         from streaming.base.util import bytes_to_int
 
         try:
-            size = bytes_to_int(self.shard_size)
+            size = 0 if why_not(str(self.shard_size)) else bytes_to_int(self.shard_size)
         except ValueError:
             size = 0
         if not 1 << 10 <= size < 1 << 32:

@@ -1,7 +1,7 @@
 """Networks for sampling: from a snapshot, with what makes pictures of their images."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +28,13 @@ class Sampled:
         path: of the snapshot, for messages.
         net: the network, on the device that it draws on.
         facts: of the data that it was trained on.
+        label_dropout: share of examples that it was shown without their class; None = the snapshot does not say.
     """
 
     path: str
     net: Precond
     facts: DataFacts
+    label_dropout: float | None = None
 
     def whitening(self) -> Whitening | None:
         """The whitening of the latents that the network makes; None if it makes pixels.
@@ -55,7 +57,28 @@ class Sampled:
 def load(path: str, device: torch.device, dtype: torch.dtype) -> Sampled:
     """The network of a snapshot on the device, its activations in `dtype`. Raises SnapshotError."""
     net, info = load_network(path, dtype)
-    return Sampled(path, net.to(device), info.dataset)
+    return Sampled(path, net.to(device), info.dataset, info.extra.get("label_dropout"))
+
+
+def check_guidance(sampled: Sampled, guidance: float, labels: Sequence[int]) -> None:
+    """See whether a network can guide itself by what it makes without labels.
+
+    Raises:
+        SampleError: it is asked for no labels, or never learnt to do without.
+    """
+    wish = f"--guidance {guidance:g}"
+    fix = "name a weaker network by --guide, or leave --guidance out"
+    if set(labels) == {-1}:
+        raise SampleError(f"{wish}: does nothing without labels, which guidance strengthens; {fix}")
+    dropout = sampled.label_dropout
+    if dropout == 0:
+        raise SampleError(
+            f"{wish}: {sampled.path} was trained with loss.label_dropout 0, so it did not learn to do without labels; "
+            f"{fix}"
+        )
+    if dropout is None:
+        note = f"sample.py: {wish} supposes label dropout in training, of which {sampled.path} says nothing"
+        say(note, sys.stderr)
 
 
 class LatentPictures:

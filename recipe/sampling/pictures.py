@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,6 +15,9 @@ from recipe.edm2.images import to_pixels
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.samplers.generate import SamplerSettings, generate_batches
 from recipe.sampling.networks import SampleError
+
+FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # of a grid
+OWN = "edm2-recipe sample.py"
 
 
 def labels_for(seeds: Sequence[int], wanted: str | None, label_dim: int) -> list[int]:
@@ -28,7 +32,10 @@ def labels_for(seeds: Sequence[int], wanted: str | None, label_dim: int) -> list
         return [-1] * len(seeds)
     if wanted == "none":
         return [-1] * len(seeds)
-    classes = list(range(label_dim)) if wanted is None else parse_integers(wanted)
+    try:
+        classes = list(range(label_dim)) if wanted is None else parse_integers(wanted)
+    except ValueError as error:
+        raise SampleError(f"--labels: {error}; or none") from None
     if max(classes) >= label_dim:
         raise SampleError(f"--labels {wanted}: the network knows the classes 0 to {label_dim - 1}")
     return [classes[seed % len(classes)] for seed in seeds]
@@ -56,8 +63,49 @@ def as_image(pixels: Tensor, zoom: int = 1) -> Image.Image:
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a picture, as PNG with the note by which `is_own` knows it."""
+    own = {}
+    if path.suffix.lower() == ".png":
+        note = PngInfo()
+        note.add_text("Software", OWN)
+        own = {"pnginfo": note}
+    image.save(path, **own)
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is a PNG that sample.py wrote."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == OWN
+    except Exception:  # whatever Pillow has against it
+        return False
+
+
+def image_path(out: Path, seed: int) -> Path:
+    return out / f"{seed:06d}.png"
+
+
+def check_free(out: Path, seeds: Sequence[int], grid: Path | None, overwrite: bool) -> None:
+    """See that no file is lost where the images of the seeds and their grid are to go.
+
+    Raises:
+        SampleError: a file that sample.py did not write, and `overwrite` is false; a grid in an image's place.
+    """
+    wanted = [image_path(out, seed) for seed in seeds] if out.is_dir() else []
+    if grid is not None:
+        if grid.absolute() in {image_path(out, seed).absolute() for seed in seeds}:
+            raise SampleError(f"--grid {grid}: is the place of one of the images; give it another name")
+        wanted.append(grid)
+    for path in wanted:
+        if path.is_dir():
+            raise SampleError(f"{path}: is a folder, where a picture is to go; name another --out")
+        if path.exists() and not overwrite and not is_own(path):
+            raise SampleError(f"{path}: is there, and not from sample.py; name another place, or add --overwrite")
+
+
 def write_images(pixels: Tensor, seeds: Sequence[int], out: Path) -> None:
     """One PNG per image, named by its seed."""
     out.mkdir(parents=True, exist_ok=True)
     for image, seed in zip(pixels, seeds, strict=True):
-        as_image(image.permute(1, 2, 0)).save(out / f"{seed:06d}.png")
+        save_image(as_image(image.permute(1, 2, 0)), image_path(out, seed))

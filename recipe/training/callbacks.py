@@ -59,6 +59,7 @@ class EMASnapshots(_AtIntervals):
         network: arguments of `Precond` that rebuild the network.
         dtype: precision of the stored averages; float16 is enough, bfloat16 is not (post-hoc sums amplify rounding).
         facts: of the data, stored along.
+        label_dropout: share of examples that were shown without their class, stored along: sampling wants to know.
         keep: how many of the newest snapshots of each average stay; -1 = all.
     """
 
@@ -69,6 +70,7 @@ class EMASnapshots(_AtIntervals):
         network: dict[str, Any],
         dtype: torch.dtype,
         facts: DataFacts,
+        label_dropout: float,
         keep: int = -1,
     ):
         assert keep == -1 or keep >= 1, keep  # 0 would delete every average as soon as it is stored
@@ -77,6 +79,7 @@ class EMASnapshots(_AtIntervals):
         self.network = network
         self.dtype = dtype
         self.facts = facts
+        self.notes = {"label_dropout": label_dropout}
         self.keep = keep
 
     def act(self, state: State, logger: Logger, nimg: int) -> None:
@@ -84,7 +87,7 @@ class EMASnapshots(_AtIntervals):
         for sigma_rel, ema in unwrap(state.model).averages():
             tensors = snapshot_tensors(ema, self.dtype)
             if dist.get_global_rank() == 0:
-                info = SnapshotInfo(self.network, nimg, sigma_rel, self.facts)
+                info = SnapshotInfo(self.network, nimg, sigma_rel, self.facts, self.notes)
                 self.folder.uploads.submit(functools.partial(self._store, tensors, info))
         logger.log_metrics({"time/snapshot_seconds": time.monotonic() - started})
 

@@ -139,6 +139,7 @@ def callbacks(start: Start, folder: RunFolder, device: Device) -> list[Callback]
             config.network_arguments(),
             DTYPES[ema.snapshot_dtype],
             start.data.facts,
+            config.loss.label_dropout,
             ema.snapshot_keep,
         ),
         SampleGrid(

@@ -7,13 +7,16 @@ from recipe.command_line import exit_with, parse_integers, parse_numbers, say, u
 
 @pytest.mark.parametrize(
     ("text", "numbers"),
-    [("7", [7]), ("0-3", [0, 1, 2, 3]), ("5-5", [5]), ("0-2,50, 1", [0, 1, 2, 50, 1]), ("007", [7])],
+    [("7", [7]), ("0-3", [0, 1, 2, 3]), ("5-5", [5]), ("0-2,50, 1", [0, 1, 2, 50, 1]), ("1_000,1e3", [1000, 1000])],
 )
 def test_lists_of_integers(text: str, numbers: list[int]):
     assert parse_integers(text) == numbers
 
 
-@pytest.mark.parametrize("text", ["", ",", "1,", "-1", "1-", "a", "1.5", "1-2-3", "0:3", "1 2"])
+BAD = ["", ",", "1,", "-1", "1-", "a", "1.5", "1-2-3", "0:3", "1 2", "007", "0-09", "0x1", "\uff11", "+1"]
+
+
+@pytest.mark.parametrize("text", BAD)
 def test_bad_lists_of_integers(text: str):
     with pytest.raises(ValueError, match="is not a list of whole numbers and ranges such as 0-39,50"):
         parse_integers(text)
@@ -43,6 +46,19 @@ def test_falling_range_of_integers():
 )
 def test_lists_of_numbers(text: str, numbers: list[float]):
     assert parse_numbers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["00.1", "nan", "0,1:0,2:0,1", "0x1"])
+def test_numbers_that_are_none(text: str):
+    with pytest.raises(ValueError, match="is not a list of numbers and ranges start:end:step"):
+        parse_numbers(text)
+
+
+def test_lists_without_end():
+    with pytest.raises(ValueError, match="are more than 10000000 numbers"):
+        parse_integers("0-999999999999")
+    with pytest.raises(ValueError, match="are more than 10000000 numbers"):
+        parse_numbers("0:1:1e-300")
 
 
 @pytest.mark.parametrize(
