@@ -47,7 +47,7 @@ def arguments_parser() -> Options:
     rate = "snapshots: MB/s that uploads get (default 2)"
     add("--rate", type=real_number("--rate", above=0), metavar="MB/S", help=rate)
     images = "of synthetic data (default 8192)"
-    add("--images", type=whole_number("--images", least=256), metavar="N", help=images)
+    add("--images", type=whole_number("--images"), metavar="N", help=images)
     resolution = "data: of the synthetic sets (default 64)"
     add("--resolution", type=whole_number("--resolution", least=16), metavar="N", help=resolution)
     return parser
@@ -58,6 +58,8 @@ def check(arguments: argparse.Namespace) -> None:
     what, given = arguments.what, arguments.config
     others = sorted({option for options in USES.values() for option in options} - set(USES[what]))
     refuse_idle(arguments, others, f"does nothing for {what}; leave it out")
+    if what == "data" and arguments.images is not None and arguments.images < 256:
+        raise OptionError(f"--images {arguments.images}: must be at least 256, a batch")
     if what == "data" and given:
         refuse_idle(arguments, USES[what], "is of synthetic data, but a configuration names data; leave one out")
     if what == "prepare" and given:

@@ -118,6 +118,15 @@ def check(arguments: argparse.Namespace) -> None:
     check_folder(out.parent, "--out")
 
 
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The options that decide what is stored. Raises PreparationError."""
+    given = {option.name: getattr(arguments, option.name) for option in dataclasses.fields(Settings)}
+    given["crop"] = CROPS.get(arguments.crop, arguments.crop)
+    given["hashes"] = () if arguments.hashes == "none" else tuple((arguments.hashes or "sha1").split(","))
+    given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
+    return Settings(**given)
+
+
 def run(arguments: argparse.Namespace) -> str:
     """Do what is asked for; returns what to say at the end. Raises UserError."""
     check(arguments)
@@ -125,11 +134,7 @@ def run(arguments: argparse.Namespace) -> str:
         return inspect(arguments.inspect, arguments.sheet, arguments.vae)
     if arguments.source == DIGITS and Path(DIGITS).exists():
         say(f"{DIGITS}: the handwritten digits that come along; the folder of that name here is ./{DIGITS}")
-    given = {option.name: getattr(arguments, option.name) for option in dataclasses.fields(Settings)}
-    given["crop"] = CROPS.get(arguments.crop, arguments.crop)
-    given["hashes"] = () if arguments.hashes == "none" else tuple((arguments.hashes or "sha1").split(","))
-    given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
-    settings = Settings(**given)
+    settings = settings_of(arguments)
     facts, is_new = prepare_data(arguments.source, arguments.out, settings, arguments.workers, arguments.overwrite)
     if facts is None:
         return ""  # rank 0 has the facts, and speaks

@@ -65,12 +65,12 @@ def as_image(pixels: Tensor, zoom: int = 1) -> Image.Image:
 
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a picture, as PNG with the note by which `is_own` knows it."""
-    own = {}
-    if path.suffix.lower() == ".png":
-        note = PngInfo()
-        note.add_text("Software", OWN)
-        own = {"pnginfo": note}
-    image.save(path, **own)
+    if path.suffix.lower() != ".png":
+        image.save(path)
+        return
+    note = PngInfo()
+    note.add_text("Software", OWN)
+    image.save(path, pnginfo=note)
 
 
 def is_own(path: Path) -> bool:

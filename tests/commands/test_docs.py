@@ -10,30 +10,28 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import BIN, ROOT, TINY_RUN, command_line, run
+from helpers.documented import ALL, MARKS, after_script, commands, matching, placed, sized
 from helpers.forks import run_forked
 from recipe.configuration.reader import read_config
 from recipe.planning.plan import print_plan
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MARKS = ("<!-- needs a GPU cluster -->", "<!-- needs data from the network -->")
-
 RUN_BY = {
     r"\./launch/(quickstart|install)\.sh": "test_quickstart.py::finished",
     r"\./launch/test\.sh": "test_layout.py::test_continuous_integration_runs_the_readmes_test_command",
-    r"python recipe/prepare\.py digits .*": "test_quickstart.py::finished",
-    r"python recipe/prepare\.py (photos/ .*|--inspect .*)": "test_prepare.py::test_a_messy_folder_to_training",
-    r"composer recipe/train\.py \S+ data\.local=data/photos .*": "test_prepare.py::test_a_messy_folder_to_training",
+    r"python recipe/prepare\.py digits .*": "test_as_documented.py::test_object_storage",
+    r"python recipe/prepare\.py photos/ .*": "test_as_documented.py::workplace",
+    r"python recipe/prepare\.py --inspect .*": "test_as_documented.py::test_data_page",
+    r"composer recipe/train\.py \S+ data\.local=data/photos .*": "test_as_documented.py::workplace",
     r"python recipe/bench\.py (data|prepare).*": "test_docs.py::test_bench_of_data",
-    r"python recipe/(reconstruct|sample)\.py runs/photos.*": "test_quickstart.py::finished",
-    r"composer recipe/train\.py yamls/edm2\.yaml": "test_quickstart.py::finished",
-    r"python recipe/fetch\.py s3://BUCKET/.*": "test_fetch.py::test_list",
-    r"python recipe/reconstruct\.py s3://BUCKET/.*": "test_fetch.py::test_commands_take_addresses",
+    r"python recipe/(reconstruct|sample)\.py runs/photos.*": "test_as_documented.py::test_own_pictures",
+    r"composer recipe/train\.py yamls/edm2\.yaml": "test_as_documented.py::test_the_embedded_run",
+    r"python recipe/(fetch|reconstruct)\.py s3://BUCKET/.*": "test_as_documented.py::test_object_storage",
     r"python recipe/bench\.py snapshots .*": "test_docs.py::test_bench",
     r"RANKS_PER_NODE=2 sbatch --nodes=2 .*launch/run\.sh .*": "test_slurm.py::test_nodes_and_ranks",
     r"launch/run\.sh yamls/edm2\.yaml": "test_slurm.py::test_like_one_process",
     r"launch/array_eval\.sh .*": "test_launch.py::test_samples_by_many_lengths",
-    r"composer -n 2 recipe/train\.py .*": "conftest.py::two_ranks",
-    r"torchrun --nproc-per-node=2 recipe/train\.py .*": "test_launch.py::test_torchrun_and_composer_by_hand",
+    r"composer -n 2 recipe/train\.py .*": "test_as_documented.py::test_the_embedded_run",
+    r"torchrun --nproc-per-node=2 recipe/train\.py .*": "test_as_documented.py::test_the_embedded_run",
     r"\./launch/docker_build\.sh.*": "test_image.py::built",
     r"\./launch/docker_run\.sh self-check": "test_image.py::test_examines_itself",
     r"\./launch/docker_run\.sh python recipe/prepare\.py digits .*": "test_image.py::built",
@@ -41,31 +39,16 @@ RUN_BY = {
     r"\./launch/docker_run\.sh python recipe/fetch\.py .*": "test_image.py::test_saves_to_s3_and_fetches",
     r"docker (stop|start) .*": "test_image.py::test_stops_and_goes_on",
 }
-"""What a command looks like: the test, or its fixture, that runs one like it."""
+"""What a command looks like: the test, or its fixture, that runs it; on a cluster or in an image, one like it."""
 
-RUN_HERE = r"(python recipe/config\.py|(python|composer) recipe/train\.py) .*(dry_run=true|model\.dropout).*"
-
-
-def commands(text: str) -> list[tuple[str, bool]]:
-    """The commands in a page's code blocks, on one line and without comments, and whether they are marked."""
-    found, mark = [], False
-    for paragraph in text.split("\n\n"):
-        lines = paragraph.strip("\n").split("\n")
-        if all(line.startswith("    ") for line in lines):
-            joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
-            found += [(re.sub(r"\s+#.*", "", line).strip(), mark) for line in joined.split("\n")]
-        mark = lines[-1] in MARKS
-    return found
+RUN_HERE = r"(python|composer) recipe/(config|train)\.py .*(data\.local=/tmp/x dry_run=true|model\.dropout).*"
 
 
 def run_by(command: str) -> str | None:
     return next((test for pattern, test in RUN_BY.items() if re.fullmatch(pattern, command)), None)
 
 
-ALL = [(page.name, command, marked) for page in PAGES for command, marked in commands(page.read_text())]
 CHEAP = [command for _, command, marked in ALL if not marked and re.fullmatch(RUN_HERE, command)]
-RUNS = [command for _, command, _ in ALL if re.search(r"\b(recipe/train\.py|launch/run\.sh) ", command)]
-"""Commands that start a run, those too that no test can run."""
 
 
 def test_each_command_is_run_or_marked():
@@ -94,15 +77,6 @@ def test_commands_that_only_look(command: str):
     else:
         done = run_forked(ROOT / script, *arguments, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("command", RUNS)
-def test_runs_have_a_configuration_without_mistakes(command: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("TMPDIR", "/tmp")  # which one of them refers to
-    words = shlex.split(command)
-    script = next(index for index, word in enumerate(words) if word.endswith(("recipe/train.py", "launch/run.sh")))
-    read_config(words[script + 1 :])
 
 
 def test_a_command_that_nobody_runs_is_found():
@@ -135,15 +109,19 @@ def test_sizes():
 @pytest.mark.slow
 def test_bench(digits: Path, tmp_path: Path):
     """The command of docs/performance.md on a smaller network."""
-    config = [str(ROOT / "yamls" / "edm2.yaml"), *TINY_RUN, f"data.local={digits}"]
-    done = run(command_line("bench.py", "snapshots", *config, "--rate", "20"), timeout=200)
+    (command,) = matching(r"python recipe/bench\.py snapshots .*")
+    tiny = dict(item.split("=", 1) for item in TINY_RUN) | {"--rate": 20}
+    _, words = after_script(command)
+    done = run(command_line("bench.py", *sized(placed(words, {"DIGITS_8x8": digits}), tiny)), timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "lines"), [("data", 7), ("prepare", 6)])
 def test_bench_of_data(what: str, lines: int):
-    done = run(command_line("bench.py", what, "--images", "2048" if what == "data" else "64", "--resolution", "16"))
+    sizes = {"data": {"--images": 2048, "--resolution": 16}, "prepare": {"--images": 64}}
+    (command,) = matching(rf"python recipe/bench\.py {what}.*")
+    done = run(command_line("bench.py", *sized(after_script(command)[1], sizes[what])))
     assert done.returncode == 0, done.stdout + done.stderr
     figures = re.findall(r"^(?:read: |augment: |\d+x\d+ )[^\d\n]*.*\b(\d+(?:\.\d+)?)\b", done.stdout, re.MULTILINE)
     assert len(figures) == lines and all(float(figure) > 0 for figure in figures), done.stdout
