@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from recipe.command_line import UserError, exit_with, say
 from recipe.command_options import (
@@ -48,8 +49,8 @@ DEFAULTS = {"background": "white", "shard_size": "64mb"}
 def arguments_parser() -> Options:
     parser = Options("prepare.py", "Turn images into MDS shards.")
 
-    def add(option: str, help: str, of: argparse._ArgumentGroup | Options = parser, **more: object) -> None:
-        of.add_argument(option, help=help, **{"type": word(option), **more})  # pyright: ignore[reportArgumentType]
+    def add(option: str, help: str, **more: Any) -> None:
+        parser.add_argument(option, help=help, **{"type": word(option), **more})
 
     def switch(option: str, help: str) -> None:
         parser.add_argument(option, help=help, action="store_true")
@@ -76,14 +77,7 @@ def arguments_parser() -> Options:
     add("--hashes", "of shards, for streaming to check: for example sha1,xxh64, or none (default sha1)")
     workers = "processes of each rank (default: one per processor; 4 for a GPU)"
     add("--workers", workers, metavar="N", type=whole_number("--workers", most=4096))
-    latents = parser.add_argument_group("latents")
-    vae = "store latents of this AutoencoderKL: its folder, or OWNER/NAME on the Hugging Face hub"
-    add("--vae", vae, latents, metavar="NAME", type=address("--vae"))
-    batch = "pictures encoded together (default 8)"
-    add("--vae-batch", batch, latents, metavar="N", type=whole_number("--vae-batch", least=-(2**31)))
-    add("--vae-dtype", "float32 (default), or float16 on GPUs: faster, rounds more", latents, metavar="DTYPE")
-    add("--latent-dtype", "of the stored moments: float32 (default) or float16", latents, metavar="DTYPE")
-    add("--whitening", "constants: the paper's (default for 4 channels); measured: mean and std of these data", latents)
+    add_latents(parser)
     switch("--skip-errors", "leave files out that are no images; they are listed in skipped.json")
     switch("--overwrite", "replace another data set at --out")
     inspected = "print what shards hold and draw a contact sheet; nothing is prepared; of latents --vae decodes some"
@@ -91,6 +85,20 @@ def arguments_parser() -> Options:
     sheet = "PNG for the contact sheet (default NAME-contact-sheet.png)"
     add("--sheet", sheet, metavar="FILE", type=local_path("--sheet"))
     return parser
+
+
+def add_latents(parser: Options) -> None:
+    """The options of latents."""
+    add = parser.add_argument_group("latents").add_argument
+    vae = "store latents of this AutoencoderKL: its folder, or OWNER/NAME on the Hugging Face hub"
+    add("--vae", type=address("--vae"), metavar="NAME", help=vae)
+    add("--vae-batch", type=whole_number("--vae-batch"), metavar="N", help="pictures encoded together (default 8)")
+    dtype = "float32 (default), or float16 on GPUs: faster, rounds more"
+    add("--vae-dtype", type=word("--vae-dtype"), metavar="DTYPE", help=dtype)
+    stored = "of the stored moments: float32 (default) or float16"
+    add("--latent-dtype", type=word("--latent-dtype"), metavar="DTYPE", help=stored)
+    whitening = "constants: the paper's (default for 4 channels); measured: mean and std of these data"
+    add("--whitening", type=word("--whitening"), metavar="HOW", help=whitening)
 
 
 def check(arguments: argparse.Namespace) -> None:

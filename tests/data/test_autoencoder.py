@@ -109,7 +109,8 @@ def test_prepare_refuses(options: list[str], said: str, vae: Path, tmp_path: Pat
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     names = {"VAE": str(vae), "EIGHT": str(tmp_path / "eight")}
     chosen = [names.get(option, option) for option in options]
-    options = ["digits", "--out", str(tmp_path / "out"), "--resolution", "32", *chosen]
+    resolution = [] if "--resolution" in chosen else ["--resolution", "32"]
+    options = ["digits", "--out", str(tmp_path / "out"), *resolution, *chosen]
     assert said in refused(prepare_command, monkeypatch, capsys, *options)
     assert not (tmp_path / "out").exists()
 

@@ -34,9 +34,9 @@ def matching(pattern: str) -> list[str]:
 
 
 def after_script(command: str) -> tuple[str, list[str]]:
-    """The script that a command starts, whatever launches it, and the words after it."""
+    """The script that a command starts in the end, whatever launches it, and the words after it."""
     words = shlex.split(command)
-    index = next(index for index, word in enumerate(words) if SCRIPT.search(word))
+    index = max(index for index, word in enumerate(words) if SCRIPT.search(word))
     return words[index], words[index + 1 :]
 
 
@@ -48,6 +48,8 @@ def placed(words: list[str], places: Mapping[str, object]) -> list[str]:
 def _placed(word: str, places: Mapping[str, object]) -> str:
     key, equals, value = word.partition("=")
     if equals and re.fullmatch(r"[\w.]+", key):
+        if key == "run_name":  # no place
+            return word
         return f"{key}={_placed(value, places)}"
     for name, place in places.items():
         if word == name or word.startswith(f"{name}/"):
