@@ -47,7 +47,7 @@ class Options(argparse.ArgumentParser):
         names = [text.split("=", 1)[0] for text in given if text.startswith("--")]
         for name in dict.fromkeys(names):
             if name in self._option_string_actions and names.count(name) > 1:
-                self.error(f"{name}: is given {names.count(name)} times; keep one of them")
+                exit_with(self.prog, f"{name}: is given {names.count(name)} times; keep one of them")
         return super().parse_args(given)
 
 

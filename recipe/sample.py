@@ -77,6 +77,11 @@ def check(arguments: argparse.Namespace) -> list[int]:
         raise OptionError(f"--seeds: {error}") from None
     if len(set(seeds)) < len(seeds):
         raise OptionError(f"--seeds {arguments.seeds}: names a seed twice, whose picture would be the same")
+    if arguments.labels not in (None, "none"):
+        try:
+            parse_integers(arguments.labels)
+        except ValueError as error:
+            raise OptionError(f"--labels: {error}; or none") from None
     if arguments.sigma_min >= arguments.sigma_max:
         noise = f"sigma_min {arguments.sigma_min} and sigma_max {arguments.sigma_max}"
         raise OptionError(f"--sigma-min: {noise} do not satisfy 0 < sigma_min < sigma_max")

@@ -32,10 +32,7 @@ def labels_for(seeds: Sequence[int], wanted: str | None, label_dim: int) -> list
         return [-1] * len(seeds)
     if wanted == "none":
         return [-1] * len(seeds)
-    try:
-        classes = list(range(label_dim)) if wanted is None else parse_integers(wanted)
-    except ValueError as error:
-        raise SampleError(f"--labels: {error}; or none") from None
+    classes = list(range(label_dim)) if wanted is None else parse_integers(wanted)
     if max(classes) >= label_dim:
         raise SampleError(f"--labels {wanted}: the network knows the classes 0 to {label_dim - 1}")
     return [classes[seed % len(classes)] for seed in seeds]
