@@ -167,6 +167,7 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 PLACES_ALONE = ("run_name", "save_folder", "data.remote", "data.local")
 
 
+@pytest.mark.slow
 def test_runs_are_planned(at_hand: Workplace, monkeypatch: pytest.MonkeyPatch, capsys):
     """The configuration has no mistake, and fits the data where these are at hand."""
     monkeypatch.chdir(ROOT)
