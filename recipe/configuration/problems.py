@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from recipe.command_line import UserError
 from recipe.configuration.keys import all_keys, find
 from recipe.configuration.schema import Config
+from recipe.configuration.text import taken
 from recipe.configuration.values import Refused
 from recipe.notation import why_not
 
@@ -62,13 +63,12 @@ def _problem(key: str, items: list[ErrorDetails]) -> Problem:
         return Problem(key, repr(given), "must not be blank", fix)
     if kind == "model_type":
         return Problem(key, repr(given), "must be a section, with keys of its own", fix)
+    misread = why_not(given) if isinstance(given, str) and not taken(key).text_alone else None
+    if misread is not None:
+        return Problem(key, given, *misread)
     refused = items[0].get("ctx", {}).get("error")
     if isinstance(refused, Refused):
         return Problem(key, refused.value, refused.rule, refused.fix)
-    numeric = any(item["type"].startswith(("int", "float")) for item in items)
-    misread = why_not(given) if numeric and isinstance(given, str) else None
-    if misread is not None:
-        return Problem(key, repr(given), *misread)
     messages = (item["msg"].removeprefix("Value error, ").replace(" after validation", "") for item in items)
     rules = dict.fromkeys(re.sub(r"^\w+ should", "must", message) for message in messages)
     return Problem(key, repr(given), " or ".join(rules).replace(" or must be ", " or "), fix)

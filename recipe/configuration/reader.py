@@ -153,8 +153,10 @@ def _read_file(name: str) -> dict[str, Any]:
     path = os.path.expanduser(name)
     if not os.path.isfile(path):
         raise ConfigError([_no_file(name)])
+    text = ""
     try:
-        tree = read_tree(decoded(Path(path).read_bytes()))
+        text = decoded(Path(path).read_bytes())
+        tree = read_tree(text)
         if isinstance(tree, dict) and tree:
             return _checked_references(tree)
     except GrammarParseError as error:
@@ -166,17 +168,19 @@ def _read_file(name: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}, line {mark.line + 1}" if mark else name
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError([Problem(where, None, f"is not valid YAML: {what}", _fix_of_yaml(what))]) from None
+        fix = _fix_of_yaml(what, text, mark)
+        raise ConfigError([Problem(where, None, f"is not valid YAML: {what}", fix)]) from None
     except OSError as error:
         rule = f"cannot be read: {error.strerror}"
         raise ConfigError([Problem(name, None, rule, "change its permissions")]) from None
     raise ConfigError([Problem(name, None, "holds no keys", "write `key: value` lines in YAML")])
 
 
-def _fix_of_yaml(what: str) -> str:
+def _fix_of_yaml(what: str, text: str, mark: Any) -> str:
+    """`mark` is where in the text, if that is known."""
     if "duplicate" in what:
         return "keep one of the two"
-    if "\\t" in what or "tab character" in what:
+    if mark is not None and re.match(r" *\t", "\n".join(text.splitlines()[mark.line : mark.line + 1])):
         return "indent with spaces, not with tabs"
     return "write `key: value` lines in YAML"
 

@@ -78,7 +78,7 @@ def _network(model: Model) -> Iterator[Problem]:
             str(resolution),
             f"must be a multiple of {2 ** (levels - 1)}: it is halved once per level of model.channel_mult "
             f"{model.channel_mult} after the first",
-            f"use {_nearest(resolution, 2 ** (levels - 1))} (the data's: --resolution of prepare.py) or fewer levels",
+            f"use {_nearest(resolution, 2 ** (levels - 1))} or fewer levels; data have --resolution of prepare.py",
         )
     elif resolution != "auto":
         widths = {

@@ -180,7 +180,7 @@ BAD_FILES = {
     "circle": (LEAST.encode() + b"model: &m\n  a: *m\n", "circle"),
     "billion laughs": (b"a0: &a0 [x, x]\n" + b"".join(
         b"a%d: &a%d [*a%d, *a%d]\n" % (i, i, i - 1, i - 1) for i in range(1, 40)), "values"),
-    "tab": (b"data:\n\tlocal: d\n", "tab"),
+    "tab": (b"data:\n\tlocal: d\n", "is not valid YAML: found character that cannot start any token"),
 }  # fmt: skip
 
 
@@ -190,6 +190,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: bytes, said: str):
     path.write_bytes(content)
     (problem,) = refused(str(path))
     assert said in problem.rule and str(path) in problem.key
+    assert ("indent with spaces, not with tabs" in problem.fix) == (b"\t" in content)
 
 
 def test_merged_keys_of_yaml(tmp_path: Path):
