@@ -29,18 +29,19 @@ from recipe.command_options import (
     whole_number,
     word,
 )
-from recipe.preparation.inspection import SHEETS, inspect
+from recipe.preparation.inspection import inspect
 from recipe.preparation.options import Settings
 from recipe.preparation.pipeline import prepare_data
 from recipe.preparation.sources.items import PreparationError
 from recipe.preparation.sources.opening import DIGITS
 from recipe.storage.addresses import is_remote
+from recipe.storage.own_pictures import FORMATS
 
 CROPS = {"center": "center-crop"}  # short names
 OF_PREPARING = [
     "--resolution", "--crop", "--channels", "--background", "--labels", "--split", "--encoding", "--shard-size",
     "--compression", "--hashes", "--workers", "--vae-batch", "--vae-dtype", "--latent-dtype", "--whitening",
-    "--skip-errors", "--overwrite",
+    "--skip-errors",
 ]  # fmt: skip
 """Options that do nothing with --inspect."""
 DEFAULTS = {"background": "white", "shard_size": "64mb"}
@@ -79,7 +80,7 @@ def arguments_parser() -> Options:
     add("--workers", workers, metavar="N", type=whole_number("--workers", most=4096))
     add_latents(parser)
     switch("--skip-errors", "leave files out that are no images; they are listed in skipped.json")
-    switch("--overwrite", "replace another data set at --out")
+    switch("--overwrite", "replace another data set at --out, or another file at --sheet")
     inspected = "print what shards hold and draw a contact sheet; nothing is prepared; of latents --vae decodes some"
     add("--inspect", inspected, metavar="PLACE", type=address("--inspect"))
     sheet = "PNG for the contact sheet (default NAME-contact-sheet.png)"
@@ -108,7 +109,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise PreparationError(f"--inspect {arguments.inspect}: prepares nothing; leave SOURCE and --out away")
         refuse_idle(arguments, OF_PREPARING, "does nothing with --inspect, which prepares nothing; leave it out")
         if arguments.sheet is not None:
-            check_file(arguments.sheet, "--sheet", SHEETS)
+            check_file(arguments.sheet, "--sheet", FORMATS)
         return
     refuse_idle(arguments, ["--sheet"], "is drawn by --inspect PLACE alone; leave it out")
     for name in ("source", "out"):
@@ -139,7 +140,7 @@ def run(arguments: argparse.Namespace) -> str:
     """Do what is asked for; returns what to say at the end. Raises UserError."""
     check(arguments)
     if arguments.inspect is not None:
-        return inspect(arguments.inspect, arguments.sheet, arguments.vae)
+        return inspect(arguments.inspect, arguments.sheet, arguments.vae, arguments.overwrite)
     if arguments.source == DIGITS and Path(DIGITS).exists():
         say(f"{DIGITS}: the handwritten digits that come along; the folder of that name here is ./{DIGITS}")
     settings = settings_of(arguments)

@@ -32,7 +32,8 @@ from recipe.command_options import (
 from recipe.edm2.images import image_grid
 from recipe.edm2.samplers.generate import SamplerSettings
 from recipe.sampling.networks import check_guidance, check_guide, load, to_pictures, usable_device
-from recipe.sampling.pictures import FORMATS, as_image, check_free, draw, labels_for, save_image, write_images
+from recipe.sampling.pictures import as_image, check_places, draw, labels_for, write_images
+from recipe.storage.own_pictures import FORMATS, save_picture
 
 
 def arguments_parser() -> Options:
@@ -94,7 +95,7 @@ def check(arguments: argparse.Namespace) -> list[int]:
     check_folder(arguments.out, "--out")
     if arguments.grid is not None:
         check_file(arguments.grid, "--grid", FORMATS)
-    check_free(arguments.out, seeds, arguments.grid, arguments.overwrite)
+    check_places(arguments.out, seeds, arguments.grid, arguments.overwrite)
     return seeds
 
 
@@ -120,7 +121,7 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.grid is not None:
         arguments.grid.parent.mkdir(parents=True, exist_ok=True)
         columns = arguments.columns or 10
-        save_image(as_image(image_grid(pixels, columns), arguments.zoom or 1), arguments.grid)
+        save_picture(as_image(image_grid(pixels, columns), arguments.zoom or 1), arguments.grid)
         print(f"{arguments.grid}: the same images, {columns} to a row")
 
 

@@ -16,20 +16,21 @@ from recipe.data.samples import MdsShards
 from recipe.preparation.decoding import upright
 from recipe.preparation.sources.items import PreparationError, Raw, spread
 from recipe.storage.addresses import open_place
+from recipe.storage.own_pictures import check_free, save_picture
 
 COLUMNS, ROWS = 12, 8
 CELL = 128  # largest width and height of a picture on the sheet, in pixels
 DECODED_ROWS = 2  # of latents, whose decoding takes seconds each without a GPU
 CLASSES_SHOWN = 10
-SHEETS = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def inspect(address: str, sheet: Path | None, vae: str | None = None) -> str:
+def inspect(address: str, sheet: Path | None, vae: str | None = None, overwrite: bool = False) -> str:
     """Describe the data set at a local path or s3://bucket/prefix, and draw pictures spread over it.
 
     Args:
         sheet: PNG file for the pictures; None = `NAME-contact-sheet.png` in the current folder.
         vae: the autoencoder that decodes latents; None = their first channels are drawn as colours.
+        overwrite: replace a file there that is no contact sheet.
 
     Raises:
         PreparationError, StorageError: no data set there, or one that cannot be read; an autoencoder that does not fit.
@@ -37,16 +38,17 @@ def inspect(address: str, sheet: Path | None, vae: str | None = None) -> str:
     shards = MdsShards(open_place(address))
     facts = facts_at(shards.place)
     path = sheet or Path(f"{os.path.basename(os.path.abspath(address))}-contact-sheet.png")
+    check_free([path], overwrite)
     lines = table(facts, shards)
     columns = [name for name, _ in _columns(shards)]
     if vae is not None and "mean" not in columns:
         raise PreparationError(f"--vae {vae}: {address} holds no latents; leave it out")
     if "image" in columns:
-        contact_sheet(_spread_over(shards, "image", ROWS)).save(path)
+        save_picture(contact_sheet(_spread_over(shards, "image", ROWS)), path)
         lines.append(("contact sheet", str(path)))
     elif "mean" in columns:
         latents = _spread_over(shards, "mean", ROWS if vae is None else DECODED_ROWS)
-        contact_sheet(_coloured(latents) if vae is None else _decoded(latents, vae, address)).save(path)
+        save_picture(contact_sheet(_coloured(latents) if vae is None else _decoded(latents, vae, address)), path)
         how = "latents in false colours; --vae NAME decodes them" if vae is None else f"decoded by {vae}"
         lines.append(("contact sheet", f"{path} ({how})"))
     width = max(len(name) for name, _ in lines)

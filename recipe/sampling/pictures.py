@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,9 +14,7 @@ from recipe.edm2.images import to_pixels
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.samplers.generate import SamplerSettings, generate_batches
 from recipe.sampling.networks import SampleError
-
-FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # of a grid
-OWN = "edm2-recipe sample.py"
+from recipe.storage.own_pictures import check_free, save_picture
 
 
 def labels_for(seeds: Sequence[int], wanted: str | None, label_dim: int) -> list[int]:
@@ -60,49 +57,25 @@ def as_image(pixels: Tensor, zoom: int = 1) -> Image.Image:
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a picture, as PNG with the note by which `is_own` knows it."""
-    if path.suffix.lower() != ".png":
-        image.save(path)
-        return
-    note = PngInfo()
-    note.add_text("Software", OWN)
-    image.save(path, pnginfo=note)
-
-
-def is_own(path: Path) -> bool:
-    """Whether a file is a PNG that sample.py wrote."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get("Software") == OWN
-    except Exception:  # whatever Pillow has against it
-        return False
-
-
 def image_path(out: Path, seed: int) -> Path:
     return out / f"{seed:06d}.png"
 
 
-def check_free(out: Path, seeds: Sequence[int], grid: Path | None, overwrite: bool) -> None:
+def check_places(out: Path, seeds: Sequence[int], grid: Path | None, overwrite: bool) -> None:
     """See that no file is lost where the images of the seeds and their grid are to go.
 
     Raises:
-        SampleError: a file that sample.py did not write, and `overwrite` is false; a grid in an image's place.
+        StorageError: a file that is not our own, and `overwrite` is false.
+        SampleError: a grid in an image's place.
     """
-    wanted = [image_path(out, seed) for seed in seeds] if out.is_dir() else []
-    if grid is not None:
-        if grid.absolute() in {image_path(out, seed).absolute() for seed in seeds}:
-            raise SampleError(f"--grid {grid}: is the place of one of the images; give it another name")
-        wanted.append(grid)
-    for path in wanted:
-        if path.is_dir():
-            raise SampleError(f"{path}: is a folder, where a picture is to go; name another --out")
-        if path.exists() and not overwrite and not is_own(path):
-            raise SampleError(f"{path}: is there, and not from sample.py; name another place, or add --overwrite")
+    images = [image_path(out, seed) for seed in seeds] if out.is_dir() else []
+    if grid is not None and grid.absolute() in {image_path(out, seed).absolute() for seed in seeds}:
+        raise SampleError(f"--grid {grid}: is the place of one of the images; give it another name")
+    check_free(images if grid is None else [*images, grid], overwrite)
 
 
 def write_images(pixels: Tensor, seeds: Sequence[int], out: Path) -> None:
     """One PNG per image, named by its seed."""
     out.mkdir(parents=True, exist_ok=True)
     for image, seed in zip(pixels, seeds, strict=True):
-        save_image(as_image(image.permute(1, 2, 0)), image_path(out, seed))
+        save_picture(as_image(image.permute(1, 2, 0)), image_path(out, seed))

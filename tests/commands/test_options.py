@@ -20,7 +20,7 @@ REFUSED: dict[str, tuple[ModuleType, list[str], str]] = {
     "prepare: octal shards": (prepare, [*PREPARE, "--shard-size", "064mb"], "--shard-size 064mb: must be from 1kb"),
     "prepare: sheet": (prepare, [*PREPARE, "--sheet", "a.png"], "is drawn by --inspect PLACE alone; leave it out"),
     "prepare: inspect and more": (prepare, ["--inspect", "WORK", "--crop", "none"], "--crop none: does nothing with"),
-    "prepare: inspect and switch": (prepare, ["--inspect", "WORK", "--overwrite"], "--overwrite: does nothing with"),
+    "prepare: inspect and switch": (prepare, ["--inspect", "WORK", "--skip-errors"], "--skip-errors: does"),
     "prepare: sheet without a kind": (prepare, ["--inspect", "WORK", "--sheet", "a"], "--sheet a: must end with the"),
     "prepare: no labels": (prepare, [*PREPARE, "--labels", "WORK/a.csv"], "a.csv: there is no such file"),
     "prepare: labels in S3": (prepare, [*PREPARE, "--labels", "s3://b/a.csv"], "must be on this machine"),
@@ -100,3 +100,16 @@ def test_options_are_written_out(capsys: pytest.CaptureFixture[str]):
         with pytest.raises(SystemExit) as caught:
             parser.parse_args(given)
         assert (caught.value.code, capsys.readouterr().err) == (2, said)
+
+
+def test_a_contact_sheet_replaces_its_own_kind_alone(digits: Path, tmp_path: Path, monkeypatch, capsys):
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"notes")
+    arguments = ["--inspect", str(digits), "--sheet", str(sheet)]
+    said = refused_in_process(prepare, list(arguments), monkeypatch, capsys)
+    assert f"{sheet}: is there, and not from this command; name another place, or add --overwrite" in said
+    assert sheet.read_bytes() == b"notes"
+    for more in (["--overwrite"], []):
+        monkeypatch.setattr("sys.argv", ["prepare.py", *arguments, *more])
+        prepare.main()
+    assert sheet.read_bytes().startswith(b"\x89PNG")

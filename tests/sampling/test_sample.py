@@ -157,7 +157,7 @@ def test_pictures_of_others_stay(snapshot: Path, tmp_path: Path, monkeypatch, ca
     grid.write_bytes(b"notes")
     options = [snapshot, "--device", "cpu", "--seeds", "0-1", "--steps", "1", "--out", holiday.parent]
     said = refused_in_process(sample, options, monkeypatch, capsys)
-    assert f"{holiday}: is there, and not from sample.py; name another place, or add --overwrite" in said
+    assert f"{holiday}: is there, and not from this command; name another place, or add --overwrite" in said
     options[4] = "2-3"
     assert f"{grid}: is there" in refused_in_process(sample, [*options, "--grid", grid], monkeypatch, capsys)
     assert (size_of(holiday), grid.read_bytes()) == ((3, 3), b"notes")
