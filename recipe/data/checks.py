@@ -126,6 +126,8 @@ def resolve(config: Config, facts: DataFacts) -> Config:
     resolved = config.model_copy(update={"model": model})
     if has_nothing_to_drop(config, facts):
         resolved = resolved.model_copy(update={"loss": config.loss.model_copy(update={"label_dropout": 0.0})})
+    if resolved == config:
+        return config
     problems = list(broken_rules(resolved))
     if problems:
         raise ConfigError(problems)

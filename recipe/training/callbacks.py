@@ -59,8 +59,8 @@ class EMASnapshots(_AtIntervals):
         network: arguments of `Precond` that rebuild the network.
         dtype: precision of the stored averages; float16 is enough, bfloat16 is not (post-hoc sums amplify rounding).
         facts: of the data, stored along.
-        label_dropout: share of examples that were shown without their class, stored along: sampling wants to know.
         keep: how many of the newest snapshots of each average stay; -1 = all.
+        label_dropout: share of examples that were shown without their class, stored along: sampling wants to know.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class EMASnapshots(_AtIntervals):
         network: dict[str, Any],
         dtype: torch.dtype,
         facts: DataFacts,
-        label_dropout: float,
         keep: int = -1,
+        label_dropout: float = 0.0,
     ):
         assert keep == -1 or keep >= 1, keep  # 0 would delete every average as soon as it is stored
         super().__init__(interval)

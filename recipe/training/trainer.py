@@ -139,8 +139,8 @@ def callbacks(start: Start, folder: RunFolder, device: Device) -> list[Callback]
             config.network_arguments(),
             DTYPES[ema.snapshot_dtype],
             start.data.facts,
-            config.loss.label_dropout,
             ema.snapshot_keep,
+            config.loss.label_dropout,
         ),
         SampleGrid(
             folder,
