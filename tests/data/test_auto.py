@@ -111,4 +111,6 @@ def test_a_plan_asks_data_at_hand(digits: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(DataError, match=r"model\.img_channels and model\.label_dim = auto: the plan needs numbers"):
         plan(**{"data.local": "nowhere"})
     known = {"model.img_resolution": "8", "model.img_channels": "1", "model.label_dim": "10"}
+    with pytest.raises(DataError, match=r"model\.label_dim is 7, but the data has 10"):
+        plan(**known | {"data.local": str(digits), "model.label_dim": "7"})
     assert "not here, so not checked" in plan(**{"data.local": "nowhere"}, **known)
