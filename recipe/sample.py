@@ -8,9 +8,15 @@ same network without labels (classifier-free; wants label dropout in training).
 A network that was trained on latents needs --vae, the autoencoder that they were encoded with.
 """
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipe.interrupts import end_at_once
+
+    end_at_once("sample.py")
+
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 
 # isort: split
+
 import argparse
 from pathlib import Path
 
@@ -20,7 +26,7 @@ from recipe.command_line import exit_with, parse_integers
 from recipe.edm2.images import image_grid
 from recipe.edm2.samplers.generate import SamplerSettings
 from recipe.sampling.networks import SampleError, check_guide, load, to_pictures, usable_device
-from recipe.sampling.pictures import as_image, draw, labels_for, write_images
+from recipe.sampling.pictures import as_image, draw, labels_for, save_image, write_images
 
 
 def arguments_parser() -> argparse.ArgumentParser:
@@ -70,11 +76,14 @@ def main() -> None:
         print(f"{arguments.out}: {len(seeds)} images of seeds {arguments.seeds}")
         if arguments.grid:
             arguments.grid.parent.mkdir(parents=True, exist_ok=True)
-            as_image(image_grid(pixels, arguments.columns), arguments.zoom).save(arguments.grid)
+            save_image(as_image(image_grid(pixels, arguments.columns), arguments.zoom), arguments.grid)
             print(f"{arguments.grid}: the same images, {arguments.columns} to a row")
     except (ValueError, OSError) as error:
-        exit_with("sample.py", error)
+        exit_with("sample.py", error, on_every_rank=False)
 
 
 if __name__ == "__main__":
-    main()
+    from recipe.interrupts import interruptible
+
+    with interruptible("sample.py", "the images that are there are whole"):
+        main()

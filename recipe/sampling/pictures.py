@@ -1,6 +1,8 @@
 """Pictures drawn by a network: classes, batches, files."""
 
 import math
+import os
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,4 +62,14 @@ def write_images(pixels: Tensor, seeds: Sequence[int], out: Path) -> None:
     """One PNG per image, named by its seed."""
     out.mkdir(parents=True, exist_ok=True)
     for image, seed in zip(pixels, seeds, strict=True):
-        as_image(image.permute(1, 2, 0)).save(out / f"{seed:06d}.png")
+        save_image(as_image(image.permute(1, 2, 0)), out / f"{seed:06d}.png")
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image, whole or not at all, in the format that the path's extension names."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        image.save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

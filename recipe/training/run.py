@@ -8,27 +8,39 @@ from composer import Trainer
 from composer.devices import Device
 from composer.utils import dist, get_device
 
-from recipe.command_line import say
+from recipe.command_line import AGAIN, say
 from recipe.configuration.schema import Config
 from recipe.data.checks import resolve
+from recipe.ranks import Ranks, find_ranks
+from recipe.storage.places import ExpiredKeysError
 from recipe.training.checkpointing import Checkpoints
 from recipe.training.folder import RunFolder
 from recipe.training.preflight import RunError, Start, prepare
-from recipe.training.stopping import GracefulStop, UnsavableError
+from recipe.training.stopping import GracefulStop
 from recipe.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
-EXIT_PREEMPTED = 75  # "try again": a signal stopped the run, everything is saved, and the same command goes on
+EXIT_PREEMPTED = AGAIN  # a signal stopped the run, and everything is saved
+READY = "train/ready"
 
 
-def train(config: Config) -> int:
+def train(config: Config, ranks: Ranks | None = None) -> int:
     """Train until `config.duration`, from the run's latest checkpoint if there is one; returns the exit status.
+
+    Args:
+        ranks: of this launch, if they have met already.
 
     Raises:
         UserError: bad data, access, configuration or folder; a loss that is NaN; results that cannot be stored.
     """
     check_device(config)
-    found, ownership = prepare(config) if dist.get_global_rank() == 0 else (None, None)
+    ranks = ranks or find_ranks()
+    if ranks.first:
+        found, ownership = prepare(config)
+        ranks.tell(READY, "")
+    else:
+        found, ownership = None, None
+        ranks.hear(READY)  # however long that takes: what waits inside a process group gives up after 5 minutes
     try:
         start, device = meet(config, found)
         trainer, folder, stop = build_trainer(start, device, ownership)
@@ -40,12 +52,18 @@ def train(config: Config) -> int:
         trainer.close()  # hands in the last event files
         finish(trainer, folder, stop)
         stop.leave_together()
+    except ExpiredKeysError as error:
+        error.again = True  # they were good when the run began
+        raise
     finally:
         if ownership is not None:
             ownership.release()
-    images = trainer.state.timestamp.sample.value
-    say(f"{'stopped at' if stop.stopped else 'trained to'} {images} images; everything is in {config.run_folder()}")
-    return EXIT_PREEMPTED if stop.stopped else 0
+    images, folder = trainer.state.timestamp.sample.value, config.run_folder()
+    if stop.stopped:
+        say(f"stopped at {images} images, saved in {folder}; the same command goes on from there")
+        return EXIT_PREEMPTED
+    say(f"trained to {images} images; everything is in {folder}")
+    return 0
 
 
 def meet(config: Config, found: Start | None) -> tuple[Start, Device]:
@@ -80,9 +98,7 @@ def fit(trainer: Trainer, folder: str) -> None:
 def finish(trainer: Trainer, folder: RunFolder, stop: GracefulStop) -> None:
     """Wait until every rank has stored everything. Raises UnsavableError if it could not."""
     folder.uploads.drain()
-    problems = [problem for problem in dist.all_gather_object(stop.problem()) if problem is not None]
-    if problems:
-        raise UnsavableError(problems[0])
+    stop.raise_together()
     if dist.get_local_rank() == 0:
         folder.empty_scratch()
     for callback in trainer.state.callbacks:
