@@ -68,7 +68,7 @@ def rank() -> int:
 
 def world_size() -> int:
     """How many ranks the launcher says that there are; 1 without one."""
-    return launcher_number("WORLD_SIZE", 1)
+    return launcher_number("WORLD_SIZE", 1) or 1
 
 
 def launcher_number(name: str, default: int) -> int:

@@ -11,8 +11,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from recipe.command_line import rank
+from recipe.terminal import launched_by_composer, take_terminal
 
 INTERRUPTED = 130  # exit status, as a shell's for what Ctrl-C ended
+launcher_waits = False  # whether a launcher hears Ctrl-C too, and kills its ranks after 30 seconds
 
 
 def end_at_once(command: str) -> None:
@@ -20,7 +22,9 @@ def end_at_once(command: str) -> None:
 
     An exception would come out of whatever is being imported, and some libraries turn it into an error of their own.
     """
+    global launcher_waits
     signal.signal(signal.SIGINT, lambda number, frame: _end(command, "interrupted; nothing was done yet"))
+    launcher_waits = "MASTER_PORT" in os.environ and not take_terminal()
 
 
 @contextlib.contextmanager
@@ -81,6 +85,19 @@ def outlive_readers() -> None:
                 raw = io.BufferedWriter(_Lasting(descriptor, "w", closefd=False))
                 lasting = io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
                 setattr(sys, name, lasting)
+
+
+def leave_quietly(status: int) -> NoReturn:
+    """End with a status. Composer's launcher shows all that a rank but its first has printed if it is not 0.
+
+    It does not for a rank that SIGTERM ended; its own status is that of its first rank all the same.
+    """
+    if status != 0 and os.environ.get("LOCAL_RANK", "0") != "0" and launched_by_composer():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(status)
 
 
 def _end(command: str, text: str) -> NoReturn:

@@ -19,9 +19,11 @@ import sys
 
 from recipe.command_line import AGAIN, USAGE_ERROR, UserError, exit_with
 from recipe.configuration.reader import read_or_exit
-from recipe.interrupts import interruptible, outlive_readers
+from recipe.interrupts import interruptible, leave_quietly, outlive_readers
 from recipe.ranks import find_ranks
 from recipe.training.services import check_services
+
+INTERRUPTION = "train.py", "nothing was trained since the start"
 
 
 def main() -> None:
@@ -38,14 +40,15 @@ def main() -> None:
         ranks = find_ranks()
         if ranks.first:
             check_services(config.logging)
-        from recipe.training.run import train  # takes seconds
+        from recipe.training.run import train  # takes seconds, and Composer has handlers of its own
 
-        status = train(config, ranks)
+        with interruptible(*INTERRUPTION):
+            status = train(config, ranks)
     except UserError as error:
         exit_with("train.py", error, on_every_rank=False, status=AGAIN if error.again else USAGE_ERROR)
-    sys.exit(status)
+    leave_quietly(status)
 
 
 if __name__ == "__main__":
-    with interruptible("train.py", "nothing was trained since the start"):
+    with interruptible(*INTERRUPTION):
         main()

@@ -10,8 +10,8 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from recipe import interrupts
 from recipe.command_line import UserError, rank
-from recipe.interrupts import write_line
 from recipe.storage.ownership import Ownership
 from recipe.storage.places import ExpiredKeysError
 from recipe.storage.uploads import Uploads
@@ -67,8 +67,10 @@ class GracefulStop(Callback):
         if "TORCHELASTIC_RUN_ID" in os.environ:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what torchrun makes of the second Ctrl-C
         if rank() == 0:
-            limit = ", for which the launcher waits 30 seconds" if "MASTER_PORT" in os.environ else ""
-            write_line(f"train.py: finishing the batch and saving{limit}; a second Ctrl-C ends at once, unsaved")
+            limit = ", for which the launcher waits 30 seconds" if interrupts.launcher_waits else ""
+            interrupts.write_line(
+                f"train.py: finishing the batch and saving{limit}; a second Ctrl-C ends at once, unsaved"
+            )
 
     def leave_together(self) -> None:
         """Wait for all ranks; from then on no signal counts: a launcher that sees one rank leave ends the others."""

@@ -18,11 +18,17 @@ TOP_LEVEL = {
 FLOORS = [
     "commands", "benchmarks", "training", "preparation", "preparation.sources", "sampling", "evaluation", "planning",
     "weights", "data", "configuration", "storage", "edm2.samplers", "edm2.networks", "edm2", "ranks", "interrupts",
-    "command_line", "private_names",
+    "terminal", "command_line", "private_names",
 ]  # fmt: skip
 """The folders of recipe/ from top to bottom: each imports from itself and from those after it."""
 APART = {"training": "preparation", "preparation": "training"}  # both stand on data/, neither knows the other
-GROUND = {"ranks", "interrupts", "command_line", "private_names"}  # files beside the commands that everybody stands on
+GROUND = {
+    "ranks",
+    "interrupts",
+    "terminal",
+    "command_line",
+    "private_names",
+}  # files beside the commands that everybody stands on
 
 
 def tracked(*patterns: str) -> list[Path]:
