@@ -113,7 +113,7 @@ def _connect() -> _Connection:
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
-        max_pool_clients=CONNECTIONS,
+        max_pool_connections=CONNECTIONS,
         s3={"addressing_style": "path" if endpoint else "auto"},
         # Content-MD5, which we send, is understood by every server; the newer default, CRC trailers, is not.
         request_checksum_calculation="when_required",
@@ -140,7 +140,7 @@ def _renewed(used: _Connection) -> bool:
             fresh = _connect()
             if fresh.keys() == used.keys():
                 return False
-        except boto.BotoCoreError:  # no keys can be had right now
+        except (boto.BotoCoreError, StorageError, ValueError):  # no keys can be had right now
             return False
         _clients[settings] = fresh
         return True
@@ -189,7 +189,7 @@ def call(where: str, what: str, action: Callable[[Any], T]) -> T:
     while True:
         connection = _connection()
         try:
-            result = action(connection.client)
+            result = action(client())
             connection.worked = True
             return result
         except FAILURES as error:

@@ -8,11 +8,13 @@ from composer import Trainer
 from composer.devices import Device
 from composer.utils import dist, get_device
 
-from recipe.command_line import AGAIN, say
-from recipe.configuration.schema import Config
+from recipe.command_line import AGAIN, UserError, say
+from recipe.configuration.schema import Config, Data
 from recipe.data.checks import resolve
+from recipe.data.index import INDEX, sources
 from recipe.ranks import Ranks, find_ranks
-from recipe.storage.places import ExpiredKeysError
+from recipe.storage.addresses import open_place
+from recipe.storage.places import AccessError, ExpiredKeysError, StorageError
 from recipe.training.checkpointing import Checkpoints
 from recipe.training.folder import RunFolder
 from recipe.training.preflight import RunError, Start, prepare
@@ -45,7 +47,7 @@ def train(config: Config, ranks: Ranks | None = None) -> int:
         start, device = meet(config, found)
         trainer, folder, stop = build_trainer(start, device, ownership)
         try:
-            fit(trainer, config.run_folder())
+            fit(trainer, config, stop)
         except BaseException:
             trainer.engine.close()  # Trainer.close would wait here for ranks that did not fail
             raise
@@ -80,19 +82,40 @@ def meet(config: Config, found: Start | None) -> tuple[Start, Device]:
     return dataclasses.replace(start, config=resolve(config, start.data.facts)), device
 
 
-def fit(trainer: Trainer, folder: str) -> None:
-    """Train to the end, if it is not reached already, which `Trainer.fit` would refuse."""
+def fit(trainer: Trainer, config: Config, stop: GracefulStop) -> None:
+    """Train to the end, if it is not reached already, which `Trainer.fit` would refuse.
+
+    Raises:
+        UserError: a loss that is NaN, or storage that is not to be had any more.
+    """
     assert trainer.state.max_duration is not None
     try:
         if trainer.state.timestamp < trainer.state.max_duration:
             trainer.fit()
-    except RuntimeError as error:
+    except UserError:
+        raise
+    except Exception as error:
+        lost = stop.problem() or unreadable(config.data)
+        if lost is not None:  # then what failed is the first thing that needed it
+            raise lost from None
         if "contains a NaN" not in str(error):  # NaNMonitor's words
             raise
         raise RunError(
-            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {folder}/"
+            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {config.run_folder()}/"
             "checkpoints are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
         ) from None
+
+
+def unreadable(data: Data) -> StorageError | None:
+    """Why shards cannot be fetched from S3, whose client in streaming does not say it, if they cannot."""
+    for source in sources(data):
+        if source.remote is not None and source.remote.startswith("s3://"):
+            try:
+                open_place(source.remote).size(INDEX)
+            except StorageError as error:
+                error.again = isinstance(error, AccessError)  # the run has begun, so they were good
+                return error
+    return None
 
 
 def finish(trainer: Trainer, folder: RunFolder, stop: GracefulStop) -> None:
