@@ -14,6 +14,7 @@ from recipe.data.checks import resolve
 from recipe.data.index import INDEX, sources
 from recipe.ranks import Ranks, find_ranks
 from recipe.storage.addresses import open_place
+from recipe.storage.ownership import Ownership
 from recipe.storage.places import AccessError, ExpiredKeysError, StorageError
 from recipe.training.checkpointing import Checkpoints
 from recipe.training.folder import RunFolder
@@ -59,7 +60,7 @@ def train(config: Config, ranks: Ranks | None = None) -> int:
         raise
     finally:
         if ownership is not None:
-            ownership.release()
+            give_up(ownership)
     images, folder = trainer.state.timestamp.sample.value, config.run_folder()
     if stop.stopped:
         say(f"stopped at {images} images, saved in {folder}; the same command goes on from there")
@@ -104,6 +105,14 @@ def fit(trainer: Trainer, config: Config, stop: GracefulStop) -> None:
             f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {config.run_folder()}/"
             "checkpoints are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
         ) from None
+
+
+def give_up(ownership: Ownership) -> None:
+    """Release the run's folder; if it cannot be written to any more, the claim ends with this process all the same."""
+    try:
+        ownership.release()
+    except StorageError as error:
+        log.warning("%s", error)
 
 
 def unreadable(data: Data) -> StorageError | None:
