@@ -145,10 +145,10 @@ def _meet(launch: Launch) -> Any:
 
     torch's own rendezvous waits for 5 minutes without a word, inside C++, where no signal of Python's arrives.
     """
-    waiting = _Waiting(launch)
     if launch.has_agent or launch.rank > 0:
-        _wait_for_answer(launch, waiting)
+        _wait_for_answer(launch, _Waiting(launch))
     store = _connect(launch)
+    waiting = _Waiting(launch)
     try:
         store.set(f"here/{launch.rank}", "")
         while missing := [rank for rank in range(launch.size) if not store.check([f"here/{rank}"])]:

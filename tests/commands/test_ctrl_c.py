@@ -30,13 +30,14 @@ def checkpoints(folder: Path) -> int:
     return len(list(folder.glob("checkpoints/*")))
 
 
+# In short sleeps: a signal that comes just before Python begins one is noticed at its end.
 IMPORTS = """
 import sys, time
 from recipe.interrupts import end_at_once
 end_at_once("script.py")
 print("importing", flush=True)
 try:
-    time.sleep(60)
+    [time.sleep(0.1) for _ in range(600)]
 except BaseException:
     raise ImportError("what a library makes of it")
 """
@@ -46,7 +47,7 @@ from recipe.interrupts import interruptible
 with interruptible("script.py", "go on"):
     try:
         print("working", flush=True)
-        time.sleep(60)
+        [time.sleep(0.1) for _ in range(600)]
     except BaseException:
         print("taken back", flush=True)
         raise RuntimeError("what a library makes of it") from None
@@ -57,10 +58,10 @@ from recipe.interrupts import interruptible
 with interruptible("script.py", "go on"):
     print("working", flush=True)
     try:
-        time.sleep(60)
+        [time.sleep(0.1) for _ in range(600)]
     finally:
         print("hanging", flush=True)
-        time.sleep(60)
+        [time.sleep(0.1) for _ in range(600)]
 """
 
 
@@ -189,16 +190,6 @@ def test_a_run_saves(how: str, digits: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_second_one_ends_a_run_at_once(digits: Path, tmp_path: Path):
-    line = composer(2, *train_arguments(digits, tmp_path / "run", *ENDLESS))
-    with Terminal(line) as terminal:
-        terminal.wait_for(TRAINS)
-        terminal.press(CTRL_C + CTRL_C)
-        assert terminal.wait(15) not in (0, 75)
-        assert "Traceback" not in terminal.shown
-
-
-@pytest.mark.slow
 def test_the_launchers_of_the_project(digits: Path, tmp_path: Path):
     """launch/run.sh, with its logs elsewhere."""
     root = Path(__file__).parents[2]
@@ -212,7 +203,7 @@ def test_the_launchers_of_the_project(digits: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train.py", "prepare.py", "sample.py", "reconstruct.py", "fetch.py", "config.py"])
+@pytest.mark.parametrize("name", ["train.py", "prepare.py", "sample.py"])
 def test_commands_that_are_only_starting(name: str):
     with Terminal([*command_line(name), "--help"]) as terminal:
         terminal.press(CTRL_C)
@@ -222,10 +213,12 @@ def test_commands_that_are_only_starting(name: str):
 
 @pytest.mark.slow
 def test_a_preparation_goes_on(tmp_path: Path):
-    line = command_line("prepare.py", "digits", "--out", tmp_path / "out", "--resolution", 256, "--workers", 2,
-                        "--encoding", "png")  # fmt: skip
+    line = command_line("prepare.py", "digits", "--out", tmp_path / "out", "--resolution", 1024, "--workers", 2)
     with Terminal(line) as terminal:
-        terminal.wait_for("%|")
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.rglob("*.mds*")):
+            assert time.monotonic() < deadline and terminal.status is None
+            time.sleep(0.05)
         terminal.press(CTRL_C)
         assert terminal.wait() == INTERRUPTED
         assert "prepare.py: interrupted; the same command goes on" in terminal.shown
