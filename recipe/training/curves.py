@@ -66,9 +66,17 @@ class Curves(TensorboardLogger):
         if self.writer is not None:
             super().log_metrics(metrics, self._step(step))
 
-    def log_images(self, *args: Any, step: int | None = None, **kwargs: Any) -> None:
+    def log_images(
+        self,
+        images: Any,
+        name: str = "Images",
+        channels_last: bool = False,
+        step: int | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         if self.writer is not None:
-            super().log_images(*args, step=self._step(step), **kwargs)
+            super().log_images(images, name, channels_last, self._step(step), *args, **kwargs)
 
     def _step(self, step: int | None) -> int | None:
         return step if step is None or self.batch is None else min(step, self.batch)

@@ -30,7 +30,7 @@ def log(folder: RunFolder, first: int, last: int, value: float, ends: bool = Tru
         found.log_metrics({"loss": value}, step=batch)
         state.timestamp = Timestamp(batch=batch + 1)
         found.log_metrics({"lr": value}, step=batch + 1)
-        found.log_images(np.zeros((2, 2, 1)), "grid", channels_last=True, step=batch + 1)
+        found.log_images(np.zeros((2, 2, 1)), "grid", True, batch + 1)  # by position, as Composer does
         found.batch_end(state, LOGGER)
         found.batch_checkpoint(state, LOGGER)
     if ends:
