@@ -62,9 +62,10 @@ def is_launcher(command: list[str]) -> bool:
 
 def start(command: list[str]) -> int:
     """Start the command; the signals that are blocked here are not blocked in it. Exits if it cannot be started."""
-    group = {"setpgroup": 0} if is_launcher(command) else {}
     try:
-        return os.posix_spawnp(command[0], command, os.environ, setsigmask=[], **group)
+        if is_launcher(command):
+            return os.posix_spawnp(command[0], command, os.environ, setsigmask=[], setpgroup=0)
+        return os.posix_spawnp(command[0], command, os.environ, setsigmask=[])
     except OSError as error:
         print(
             f"entrypoint.py: {command[0]}: {error.strerror}; give a command to run, for example: "
