@@ -6,7 +6,9 @@
 `docker stop` sends SIGTERM to the first process alone. Composer's launcher would hand it on, but kill the ranks after
 30 seconds, saved or not; and it dies of SIGUSR1. So the signal goes to the ranks, which finish the batch and save, for
 as long as docker waits; the launcher then ends with their exit status, 75, and so does the container. Commands without
-ranks get the signal themselves. Runs without the packages, because it must answer from the first moment on.
+ranks get the signal themselves. Ctrl-C is as SIGTERM, and a second one ends all at once: a launcher is put into the
+background of the terminal, which would tell it too. Runs without the packages, because it must answer from the first
+moment on.
 """
 
 import os
@@ -17,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+LAUNCHERS = {"composer", "torchrun"}
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit statuses, as of a shell
 
 
@@ -53,9 +56,15 @@ def receivers(command: int) -> list[int]:
     return found or [command]
 
 
+def is_launcher(command: list[str]) -> bool:
+    return os.path.basename(command[0]) in LAUNCHERS
+
+
 def start(command: list[str]) -> int:
     """Start the command; the signals that are blocked here are not blocked in it. Exits if it cannot be started."""
     try:
+        if is_launcher(command):
+            return os.posix_spawnp(command[0], command, os.environ, setsigmask=[], setpgroup=0)
         return os.posix_spawnp(command[0], command, os.environ, setsigmask=[])
     except OSError as error:
         print(
@@ -73,13 +82,19 @@ def main() -> None:
     forwarded = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)  # until there is somebody to hand them to
     pid = start(command)
+    told_by_terminal = os.isatty(0) and not is_launcher(command)  # Ctrl-C, by itself
+    pressed = 0
 
     def forward(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and os.isatty(0):
-            return  # a terminal sends Ctrl-C to all processes by itself
-        for receiver in receivers(pid):
+        nonlocal pressed
+        if number == signal.SIGINT:
+            if told_by_terminal:
+                return
+            pressed += 1
+            number = signal.SIGTERM if pressed == 1 else signal.SIGKILL
+        for receiver in [*receivers(pid), *([pid] if number == signal.SIGKILL else [])]:
             with suppress(ProcessLookupError):  # it has just ended
-                os.kill(receiver, signal.SIGTERM if number == signal.SIGINT else number)
+                os.kill(receiver, number)
 
     for number in forwarded:
         signal.signal(number, forward)

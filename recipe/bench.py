@@ -13,6 +13,11 @@ like ImageNet's.
 docs/performance.md records results.
 """
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipe.interrupts import end_at_once
+
+    end_at_once("bench.py")
+
 import argparse
 import tempfile
 from pathlib import Path
@@ -96,4 +101,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from recipe.interrupts import interruptible
+
+    with interruptible("bench.py", "nothing is kept"):
+        main()

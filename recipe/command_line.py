@@ -60,15 +60,33 @@ def unique(values: Sequence[float]) -> list[float]:
 
 
 USAGE_ERROR = 2  # exit status for bad input
+AGAIN = 75  # exit status of "try again": the same command goes on
 
 
 class UserError(ValueError):
-    """Something that the user can put right; the message names what, the value, the rule and the fix, on one line."""
+    """Something that the user can put right; the message names what, the value, the rule and the fix, on one line.
+
+    Attributes:
+        again: nothing needs to be changed: later the same command may go on by itself.
+    """
+
+    again = False
 
 
 def rank() -> int:
     """This process's among those of its launch, as the launcher says; 0 without one."""
-    return int(os.environ.get("RANK") or 0)
+    return launcher_number("RANK", 0)
+
+
+def world_size() -> int:
+    """How many ranks the launcher says that there are; 1 without one."""
+    return launcher_number("WORLD_SIZE", 1) or 1
+
+
+def launcher_number(name: str, default: int) -> int:
+    """A variable of a launcher; the default if it is no number, which `recipe.ranks` refuses where it matters."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdecimal() else default
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -81,17 +99,19 @@ def say(text: str, file: TextIO | None = None) -> None:
         print(text, file=file, flush=True)
 
 
-def exit_with(command: str, error: Exception | str, on_every_rank: bool = True) -> NoReturn:
+def exit_with(command: str, error: Exception | str, on_every_rank: bool = True, status: int = USAGE_ERROR) -> NoReturn:
     """End a command over bad input: the message, no traceback, status 2. Under a launcher rank 0 speaks for all.
 
     Args:
         command: name of the script.
         error: what to say.
         on_every_rank: all ranks end here with the same error; if not, one that is still alive after a while speaks up.
+            A command that knows no ranks must not say so: RANK may be left over from another launch.
+        status: to end with.
     """
     if rank() != 0:
         time.sleep(5)  # a launcher ends all ranks with the first one: rank 0 must get to speak
         if not on_every_rank:
             print(f"{command} (rank {rank()}): {error}", file=sys.stderr, flush=True)
     say(f"{command}: {error}", sys.stderr)
-    sys.exit(USAGE_ERROR)
+    sys.exit(status)

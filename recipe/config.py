@@ -3,6 +3,11 @@
 python recipe/config.py yamls/edm2.yaml [more.yaml ...] [key=value ...]
 """
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipe.interrupts import end_at_once
+
+    end_at_once("config.py")
+
 import sys
 
 
@@ -13,4 +18,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from recipe.interrupts import interruptible
+
+    with interruptible("config.py", "nothing was written"):
+        main()

@@ -8,6 +8,11 @@ Files come under their own names, checked, several at once. Started again it goe
 the credentials are those of the environment (S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). RUN may also be a local folder.
 """
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipe.interrupts import end_at_once
+
+    end_at_once("fetch.py")
+
 import argparse
 import time
 from collections.abc import Sequence
@@ -117,8 +122,11 @@ def main() -> None:
             chosen = choose(place, entries, arguments.what or "all", sigma_rels, arguments.nimg or "all")
             fetch(place, chosen, arguments.out, arguments.jobs or 8)
     except (ValueError, OSError) as error:
-        exit_with("fetch.py", error)
+        exit_with("fetch.py", error, on_every_rank=False)
 
 
 if __name__ == "__main__":
-    main()
+    from recipe.interrupts import interruptible
+
+    with interruptible("fetch.py", "the same command goes on"):
+        main()

@@ -12,9 +12,13 @@ depend on the number of workers and ranks, and an interrupted preparation goes o
 stored, encoded on each rank's GPU. More: docs/data.md.
 """
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipe.interrupts import end_at_once
+
+    end_at_once("prepare.py")
+
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +166,10 @@ def main() -> None:
         exit_with("prepare.py", error, on_every_rank=False)
     except OSError as error:
         exit_with("prepare.py", f"{error.filename}: {error.strerror}; finished work is kept", on_every_rank=False)
-    except KeyboardInterrupt:
-        print("prepare.py: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":
-    main()
+    from recipe.interrupts import interruptible
+
+    with interruptible("prepare.py", "the same command goes on"):
+        main()

@@ -80,6 +80,16 @@ NAMES = (
         "when it is called, and that it writes synchronously",
     ),
     PrivateName(
+        "composer.loggers.TensorboardLogger._flush",
+        "replaced, because it closes the event file: one file for each flush",
+        "when it is called; whether it still closes the file",
+    ),
+    PrivateName(
+        "composer.loggers.TensorboardLogger._initialize_summary_writer",
+        "replaced, to purge what the checkpoint does not know",
+        "its attributes log_dir, run_name and writer",
+    ),
+    PrivateName(
         "composer.models.ComposerModel._fsdp_wrap",
         "an attribute that Composer reads from modules: False = do not shard what is sharded already",
         "composer.distributed.dist_strategy, which reads it; it is deprecated for FSDP2",

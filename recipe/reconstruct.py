@@ -6,9 +6,15 @@ RUN is a run's folder, local or s3://bucket/folder, of which only what is needed
 posthoc-NIMG-SIGMA_REL.safetensors files, which recipe/sample.py reads.
 """
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipe.interrupts import end_at_once
+
+    end_at_once("reconstruct.py")
+
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 
 # isort: split
+
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -97,8 +103,11 @@ def main() -> None:
             check_folder(Path(out), "--out")
         run(run_folder, wanted, nimg, out, getattr(torch, arguments.dtype), arguments.force)
     except (ValueError, OSError) as error:
-        exit_with("reconstruct.py", error)
+        exit_with("reconstruct.py", error, on_every_rank=False)
 
 
 if __name__ == "__main__":
-    main()
+    from recipe.interrupts import interruptible
+
+    with interruptible("reconstruct.py", "the files that are there are whole"):
+        main()

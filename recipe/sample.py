@@ -8,9 +8,15 @@ same network without labels (classifier-free; wants label dropout in training).
 A network that was trained on latents needs --vae, the autoencoder that they were encoded with.
 """
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipe.interrupts import end_at_once
+
+    end_at_once("sample.py")
+
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 
 # isort: split
+
 import argparse
 
 import torch
@@ -130,8 +136,11 @@ def main() -> None:
     try:
         sample(arguments)
     except (ValueError, OSError) as error:
-        exit_with("sample.py", error)
+        exit_with("sample.py", error, on_every_rank=False)
 
 
 if __name__ == "__main__":
-    main()
+    from recipe.interrupts import interruptible
+
+    with interruptible("sample.py", "the images that are there are whole"):
+        main()

@@ -4,17 +4,30 @@
 
 Everything the run writes is below `save_folder`: config.yaml, checkpoints/, snapshots/, samples/, tensorboard/. The
 same command started again goes on from the latest checkpoint. `dry_run=true` checks the configuration and prints sizes.
-SIGTERM or SIGUSR1 to any rank: all finish the batch, save, and the run ends.
-Exit status: 0 done, 2 bad input, 75 stopped by a signal and saved (start it again), 1 anything else.
+Ctrl-C, or SIGTERM, SIGUSR1 or SIGHUP to any rank: all finish the batch, save, and the run ends; a second Ctrl-C ends it
+at once.
+Exit status: 0 done, 2 bad input, 75 stopped by a signal and saved, or by keys of S3 that expired (start it again), 130
+Ctrl-C before there was anything to save, 1 anything else.
 """
+
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipe.interrupts import end_at_once
+
+    end_at_once("train.py")
 
 import sys
 
-from recipe.command_line import UserError, exit_with
+from recipe.command_line import AGAIN, USAGE_ERROR, UserError, exit_with
 from recipe.configuration.reader import read_or_exit
+from recipe.interrupts import interruptible, leave_quietly, outlive_readers
+from recipe.ranks import find_ranks
+from recipe.training.services import check_services
+
+INTERRUPTION = "train.py", "nothing was trained since the start"
 
 
 def main() -> None:
+    outlive_readers()
     # Bad input must end here: torch, Composer and the process group come after.
     config = read_or_exit(sys.argv[1:], "train.py")
     try:
@@ -24,13 +37,18 @@ def main() -> None:
             print_plan(config)
             return
 
-        from recipe.training.run import train
+        ranks = find_ranks()
+        if ranks.first:
+            check_services(config.logging)
+        from recipe.training.run import train  # takes seconds, and Composer has handlers of its own
 
-        status = train(config)
+        with interruptible(*INTERRUPTION):
+            status = train(config, ranks)
     except UserError as error:
-        exit_with("train.py", error, on_every_rank=False)
-    sys.exit(status)
+        exit_with("train.py", error, on_every_rank=False, status=AGAIN if error.again else USAGE_ERROR)
+    leave_quietly(status)
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible(*INTERRUPTION):
+        main()

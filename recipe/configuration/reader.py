@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from pydantic import ValidationError
 
-from recipe.command_line import USAGE_ERROR, exit_with
+from recipe.command_line import USAGE_ERROR, exit_with, world_size
 from recipe.configuration.problems import ConfigError, Problem, problems_of
 from recipe.configuration.rules import broken_rules, broken_rules_of_world
 from recipe.configuration.schema import Config
@@ -51,7 +51,7 @@ def read_or_exit(arguments: Sequence[str], command: str) -> Config:
         sys.exit(0 if arguments else USAGE_ERROR)
     try:
         config = read_config(arguments)
-        problems = list(broken_rules_of_world(config, int(os.environ.get("WORLD_SIZE", "1"))))
+        problems = list(broken_rules_of_world(config, world_size()))
         if problems:
             raise ConfigError(problems)
         return config

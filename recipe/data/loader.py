@@ -70,7 +70,8 @@ def end_only_with_rank(worker: int) -> None:
     Slurm and terminals signal all processes of a job, but a rank that is to stop still needs its worker to finish
     the batch and save.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_wait_for_rank, daemon=True, name="signals").start()
 

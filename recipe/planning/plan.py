@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from recipe.command_line import launcher_number, world_size
 from recipe.configuration.gpus import COMMON, GPUS
 from recipe.configuration.schema import Config
 from recipe.data.checks import SHAPE, check_data, resolve
@@ -97,8 +98,8 @@ def build(config: Config) -> Precond:
 
 def launched_ranks() -> tuple[int, int]:
     """(ranks, ranks per node) of this launch."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return ranks, int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks)))
+    ranks = world_size()
+    return ranks, launcher_number("LOCAL_WORLD_SIZE", ranks)
 
 
 def describe(layout: Layout, per_node: int | None) -> str:

@@ -1,5 +1,7 @@
 """Pictures that the commands write for people, and know again: no other file is lost where they go."""
 
+import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,13 +15,15 @@ NOTE = ("Software", "edm2-recipe")  # of PNG files
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a picture; a PNG gets the note by which `is_own` knows it."""
-    if path.suffix.lower() != ".png":
-        image.save(path)
-        return
+    """Write a picture, whole or not at all; a PNG gets the note by which `is_own` knows it."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     note = PngInfo()
     note.add_text(*NOTE)
-    image.save(path, pnginfo=note)
+    try:
+        image.save(temporary, **({"pnginfo": note} if path.suffix.lower() == ".png" else {}))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def is_own(path: Path) -> bool:

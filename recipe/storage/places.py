@@ -28,6 +28,10 @@ class AccessError(StorageError):
     """Credentials that are missing, unknown, wrong or expired, or that do not permit the operation."""
 
 
+class ExpiredKeysError(AccessError):
+    """Credentials that were good for a while, and have no successors yet."""
+
+
 class MissingError(StorageError):
     """A bucket, a folder or an object that does not exist."""
 

@@ -1,7 +1,8 @@
 """One boto3 client per process, and the one retry loop around its calls.
 
-Credentials come by boto3's own chain (environment, profile, role) and appear in no message. The endpoint is
-S3_ENDPOINT_URL, as for Composer and streaming, else boto3's own. AWS_MAX_ATTEMPTS bounds the attempts (default 10).
+Credentials come by boto3's own chain (environment, profile, role) and appear in no message; when the server refuses
+them, they are looked for anew, because a file or a process may have others by now. The endpoint is S3_ENDPOINT_URL, as
+for Composer and streaming, else boto3's own. AWS_MAX_ATTEMPTS bounds the attempts (default 10).
 """
 
 import os
@@ -9,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,11 +20,12 @@ import urllib3
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
-from recipe.storage.places import AccessError, ChangedError, MissingError, StorageError
+from recipe.storage.places import AccessError, ChangedError, ExpiredKeysError, MissingError, StorageError
 
 T = TypeVar("T")
 FIRST_DELAY = 0.25  # seconds before the second attempt, doubled for each further one
 LONGEST_DELAY = 15.0
+MOST_RENEWALS = 3  # of the keys, for one call
 CONNECT_TIMEOUT = 10  # seconds
 READ_TIMEOUT = 30
 CONNECTIONS = 32
@@ -37,12 +40,21 @@ TRANSIENT_CODES = {
     "OperationAborted",
 }
 KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+EXPIRED = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidToken",
+    "RequestExpired",
+    "TokenRefreshRequired",
+    "InvalidAccessKeyId",  # of keys that were good before
+}
 REFUSALS = {
     "InvalidAccessKeyId": ("the server does not know the access key", KEYS),
     "SignatureDoesNotMatch": ("the secret key does not belong to the access key", KEYS),
     "ExpiredToken": ("the session token has expired", "get new credentials"),
     "ExpiredTokenException": ("the session token has expired", "get new credentials"),
     "TokenRefreshRequired": ("the session token has expired", "get new credentials"),
+    "RequestExpired": ("the credentials have expired", "get new credentials"),
     "InvalidToken": ("the session token is not valid", "check AWS_SESSION_TOKEN"),
     "RequestTimeTooSkewed": ("the clock of this machine is wrong", "set it"),
 }
@@ -63,11 +75,31 @@ FAILURES = (  # of which some may pass
     OSError,
 )
 _lock = threading.Lock()
-_clients: dict[tuple[tuple[str, str], ...], Any] = {}
+
+
+@dataclass
+class _Connection:
+    """A client, the session that knows its keys, and whether the server has taken them."""
+
+    session: boto3.Session
+    client: Any
+    worked: bool = False
+
+    def keys(self) -> Any:
+        """The keys in use, which boto3 renews by itself if it knows when they expire; None without any."""
+        found = self.session.get_credentials()
+        return None if found is None else found.get_frozen_credentials()
+
+
+_clients: dict[tuple[tuple[str, str], ...], _Connection] = {}
 
 
 def client() -> Any:
     """The S3 client of this process for the present settings in the environment. Raises StorageError."""
+    return _connection().client
+
+
+def _connection() -> _Connection:
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "S3_ENDPOINT"))))
     with _lock:
         if settings not in _clients:
@@ -75,7 +107,7 @@ def client() -> Any:
         return _clients[settings]
 
 
-def _connect() -> Any:
+def _connect() -> _Connection:
     endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
     config = Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
@@ -88,13 +120,30 @@ def _connect() -> Any:
         response_checksum_validation="when_required",
     )
     try:
-        return boto3.Session().client("s3", config=config, endpoint_url=endpoint)
+        session = boto3.Session()
+        return _Connection(session, session.client("s3", config=config, endpoint_url=endpoint))
     except (ValueError, boto.BotoCoreError) as error:
         where = f"endpoint {_without_password(endpoint)}" if endpoint else "S3"
         raise StorageError(
             f"{where}: no client can be made ({_reason(error)}); check S3_ENDPOINT_URL, which is like "
             "https://host:port, and the AWS_... settings"
         ) from None
+
+
+def _renewed(used: _Connection) -> bool:
+    """Whether there are other keys by now than those of a connection; then the next call takes them."""
+    with _lock:
+        settings = next((key for key, connection in _clients.items() if connection is used), None)
+        if settings is None:
+            return True  # another thread has found them
+        try:
+            fresh = _connect()
+            if fresh.keys() == used.keys():
+                return False
+        except (boto.BotoCoreError, StorageError, ValueError):  # no keys can be had right now
+            return False
+        _clients[settings] = fresh
+        return True
 
 
 def _forget_after_fork() -> None:
@@ -134,23 +183,25 @@ def call(where: str, what: str, action: Callable[[Any], T]) -> T:
         action: called once per attempt; must be safe to repeat.
 
     Raises:
-        AccessError, MissingError, ChangedError, StorageError: as the server's last answer says.
+        AccessError, ExpiredKeysError, MissingError, ChangedError, StorageError: as the server's last answer says.
     """
-    allowed = attempts_allowed()
-    for attempt in range(1, allowed + 1):
+    allowed, attempt, renewals = attempts_allowed(), 1, 0
+    while True:
+        connection = _connection()
         try:
-            return action(client())
+            result = action(client())
+            connection.worked = True
+            return result
         except FAILURES as error:
-            if not _transient(error):
-                raise _explained(f"{where}: cannot {what}", error) from None
-            if attempt == allowed:
-                raise StorageError(
-                    f"{where}: cannot {what} ({_reason(error)}, {allowed} attempts); check the network, the server "
-                    "and S3_ENDPOINT_URL"
-                ) from None
+            if renewals < MOST_RENEWALS and _refused(error) and _renewed(connection):
+                renewals += 1
+                continue
+            expired = connection.worked and _expired(error)  # who renews them may be late
+            if attempt == allowed or not (expired or _transient(error)):
+                raise _explained(f"{where}: cannot {what}", error, attempt, expired) from None
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(attempt - 1, 10))
         time.sleep(delay * random.uniform(0.5, 1))
-    raise AssertionError("the last attempt returns or raises")
+        attempt += 1
 
 
 def status(error: boto.ClientError) -> int:
@@ -173,8 +224,27 @@ def _transient(error: Exception) -> bool:
     return True
 
 
-def _explained(start: str, error: Exception) -> StorageError:
-    """What a failure that would come again means, and what to do."""
+def _refused(error: Exception) -> bool:
+    """Whether other keys may be taken where these were not."""
+    return isinstance(error, boto.ClientError) and (status(error) in (400, 401, 403) or code(error) in EXPIRED)
+
+
+def _expired(error: Exception) -> bool:
+    """Whether keys that were good before are so no longer. The answer to HEAD has no name for it."""
+    return isinstance(error, boto.ClientError) and code(error) in (*EXPIRED, "400", "401")
+
+
+def _explained(start: str, error: Exception, attempts: int, expired: bool) -> StorageError:
+    """What the last failure means, and what to do."""
+    if expired:
+        return ExpiredKeysError(
+            f"{start}: the credentials have expired ({_reason(error)}, {attempts} attempts), and boto3 finds no newer "
+            "ones; renew them, and the same command goes on"
+        )
+    if _transient(error):
+        return StorageError(
+            f"{start} ({_reason(error)}, {attempts} attempts); check the network, the server and S3_ENDPOINT_URL"
+        )
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile or a role"
         return AccessError(f"{start}: there are no credentials; {fix}")

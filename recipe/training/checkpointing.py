@@ -29,7 +29,7 @@ from recipe.weights.pickles import check_checkpoint, load_torch, read_metadata
 
 
 class FileUploads(LoggerDestination):
-    """Stores the files that Composer's parts hand to the logger: event files and the parts of checkpoints."""
+    """Stores the files that Composer's parts hand to the logger: the parts of checkpoints."""
 
     def __init__(self, folder: RunFolder):
         self.folder = folder

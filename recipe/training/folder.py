@@ -41,8 +41,23 @@ class RunFolder:
         """Store the finished file now and delete it here: what a job in `uploads` does."""
         if not self.place.is_local:
             self.place.upload(name, self.local / name)
-            if not name.startswith("tensorboard/"):  # whose writer may still have the file open
-                (self.local / name).unlink()
+            (self.local / name).unlink()
+
+    def keep_beginning(self, name: str, size: int) -> None:
+        """Have the first `size` bytes of a file that still grows stored, in place of what was stored of it before."""
+
+        def store() -> None:
+            beginning = self.local / f"{name}.stored"  # because an upload refuses a file that changes
+            with open(self.local / name, "rb") as source, open(beginning, "wb") as target:
+                left = size
+                while left > 0 and (data := source.read(min(left, 1 << 20))):
+                    target.write(data)
+                    left -= len(data)
+            self.place.upload(name, beginning)
+            beginning.unlink()
+
+        if not self.place.is_local:
+            self.uploads.submit(store)
 
     def forget(self, name: str) -> None:
         """Delete the local copy of what is stored: a file or a folder."""

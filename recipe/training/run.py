@@ -8,44 +8,65 @@ from composer import Trainer
 from composer.devices import Device
 from composer.utils import dist, get_device
 
-from recipe.command_line import say
-from recipe.configuration.schema import Config
+from recipe.command_line import AGAIN, UserError, say
+from recipe.configuration.schema import Config, Data
 from recipe.data.checks import resolve
+from recipe.data.index import INDEX, sources
+from recipe.ranks import Ranks, find_ranks
+from recipe.storage.addresses import open_place
+from recipe.storage.ownership import Ownership
+from recipe.storage.places import AccessError, ExpiredKeysError, StorageError
 from recipe.training.checkpointing import Checkpoints
 from recipe.training.folder import RunFolder
 from recipe.training.preflight import RunError, Start, prepare
-from recipe.training.stopping import GracefulStop, UnsavableError
+from recipe.training.stopping import GracefulStop
 from recipe.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
-EXIT_PREEMPTED = 75  # "try again": a signal stopped the run, everything is saved, and the same command goes on
+EXIT_PREEMPTED = AGAIN  # a signal stopped the run, and everything is saved
+READY = "train/ready"
 
 
-def train(config: Config) -> int:
+def train(config: Config, ranks: Ranks | None = None) -> int:
     """Train until `config.duration`, from the run's latest checkpoint if there is one; returns the exit status.
+
+    Args:
+        ranks: of this launch, if they have met already.
 
     Raises:
         UserError: bad data, access, configuration or folder; a loss that is NaN; results that cannot be stored.
     """
     check_device(config)
-    found, ownership = prepare(config) if dist.get_global_rank() == 0 else (None, None)
+    ranks = ranks or find_ranks()
+    if ranks.first:
+        found, ownership = prepare(config)
+        ranks.tell(READY, "")
+    else:
+        found, ownership = None, None
+        ranks.hear(READY)  # however long that takes: what waits inside a process group gives up after 5 minutes
     try:
         start, device = meet(config, found)
         trainer, folder, stop = build_trainer(start, device, ownership)
         try:
-            fit(trainer, config.run_folder())
+            fit(trainer, config, stop)
         except BaseException:
             trainer.engine.close()  # Trainer.close would wait here for ranks that did not fail
             raise
         trainer.close()  # hands in the last event files
         finish(trainer, folder, stop)
         stop.leave_together()
+    except ExpiredKeysError as error:
+        error.again = True  # they were good when the run began
+        raise
     finally:
         if ownership is not None:
-            ownership.release()
-    images = trainer.state.timestamp.sample.value
-    say(f"{'stopped at' if stop.stopped else 'trained to'} {images} images; everything is in {config.run_folder()}")
-    return EXIT_PREEMPTED if stop.stopped else 0
+            give_up(ownership)
+    images, folder = trainer.state.timestamp.sample.value, config.run_folder()
+    if stop.stopped:
+        say(f"stopped at {images} images, saved in {folder}; the same command goes on from there")
+        return EXIT_PREEMPTED
+    say(f"trained to {images} images; everything is in {folder}")
+    return 0
 
 
 def meet(config: Config, found: Start | None) -> tuple[Start, Device]:
@@ -62,27 +83,54 @@ def meet(config: Config, found: Start | None) -> tuple[Start, Device]:
     return dataclasses.replace(start, config=resolve(config, start.data.facts)), device
 
 
-def fit(trainer: Trainer, folder: str) -> None:
-    """Train to the end, if it is not reached already, which `Trainer.fit` would refuse."""
+def fit(trainer: Trainer, config: Config, stop: GracefulStop) -> None:
+    """Train to the end, if it is not reached already, which `Trainer.fit` would refuse.
+
+    Raises:
+        UserError: a loss that is NaN, or storage that is not to be had any more.
+    """
     assert trainer.state.max_duration is not None
     try:
         if trainer.state.timestamp < trainer.state.max_duration:
             trainer.fit()
-    except RuntimeError as error:
+    except UserError:
+        raise
+    except Exception as error:
+        lost = stop.problem() or unreadable(config.data)
+        if lost is not None:  # then what failed is the first thing that needed it
+            raise lost from None
         if "contains a NaN" not in str(error):  # NaNMonitor's words
             raise
         raise RunError(
-            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {folder}/"
+            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {config.run_folder()}/"
             "checkpoints are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
         ) from None
+
+
+def give_up(ownership: Ownership) -> None:
+    """Release the run's folder; if it cannot be written to any more, the claim ends with this process all the same."""
+    try:
+        ownership.release()
+    except StorageError as error:
+        log.warning("%s", error)
+
+
+def unreadable(data: Data) -> StorageError | None:
+    """Why shards cannot be fetched from S3, whose client in streaming does not say it, if they cannot."""
+    for source in sources(data):
+        if source.remote is not None and source.remote.startswith("s3://"):
+            try:
+                open_place(source.remote).size(INDEX)
+            except StorageError as error:
+                error.again = isinstance(error, AccessError)  # the run has begun, so they were good
+                return error
+    return None
 
 
 def finish(trainer: Trainer, folder: RunFolder, stop: GracefulStop) -> None:
     """Wait until every rank has stored everything. Raises UnsavableError if it could not."""
     folder.uploads.drain()
-    problems = [problem for problem in dist.all_gather_object(stop.problem()) if problem is not None]
-    if problems:
-        raise UnsavableError(problems[0])
+    stop.raise_together()
     if dist.get_local_rank() == 0:
         folder.empty_scratch()
     for callback in trainer.state.callbacks:

@@ -1,6 +1,7 @@
 """Ends a run at the end of a batch, on all ranks at once: on a signal, or when what it writes cannot be kept."""
 
 import logging
+import os
 import signal
 from types import FrameType
 
@@ -9,24 +10,37 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from recipe.command_line import UserError
+from recipe import interrupts
+from recipe.command_line import UserError, rank
 from recipe.storage.ownership import Ownership
+from recipe.storage.places import ExpiredKeysError
 from recipe.storage.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
 STOP, FAIL = 1, 2
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGHUP"}
 
 
 class UnsavableError(UserError):
-    """A run whose results cannot be stored any more; the message says why."""
+    """A run whose results cannot be stored any more; the message says why.
+
+    Args:
+        message: what to say.
+        again: as of what could not be stored: later the same command may go on by itself.
+    """
+
+    def __init__(self, message: str, again: bool = False):
+        super().__init__(message)
+        self.again = again
 
 
 class GracefulStop(Callback):
-    """Finishes the batch, lets Composer write a checkpoint and ends the run when SIGTERM or SIGUSR1 came to any rank.
+    """Finishes the batch, lets Composer write a checkpoint and ends the run when it is told to stop.
 
-    Also ends it on all ranks, with UnsavableError, when an upload failed for good or another run took the folder.
-    Comes after the callbacks that act in a run's last batch: a stopped run has not reached it.
+    What tells it is Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP to any rank; a second Ctrl-C ends the process at once. Also ends
+    the run on all ranks, with UnsavableError, when an upload failed for good or another run took the folder. Comes
+    after the callbacks that act in a run's last batch: a stopped run has not reached it.
 
     Args:
         uploads: of this rank.
@@ -38,32 +52,56 @@ class GracefulStop(Callback):
         self.ownership = ownership
         self.received: str | None = None
         self.stopped = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._receive)
+        self.process = os.getpid()
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup sets
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        if os.getpid() != self.process:
+            return  # a worker of the loader, which ends with its rank
+        self.received = self.received or SIGNALS[signal.Signals(number)]
+        if number != signal.SIGINT:
+            return
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, even where no handler of Python's can run
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what torchrun makes of the second Ctrl-C
+        if rank() == 0:
+            limit = ", for which the launcher waits 30 seconds" if interrupts.launcher_waits else ""
+            interrupts.write_line(
+                f"train.py: finishing the batch and saving{limit}; a second Ctrl-C ends at once, unsaved"
+            )
 
     def leave_together(self) -> None:
         """Wait for all ranks; from then on no signal counts: a launcher that sees one rank leave ends the others."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)  # unlike a handler it lasts to the end of the process
+        for number in SIGNALS:
+            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_DFL:
+                signal.signal(number, signal.SIG_IGN)  # unlike a handler it lasts to the end of the process
         dist.barrier()
         # Ends its threads. One that still puts away the barrier when Python exits may abort the process.
         torch.distributed.destroy_process_group()
 
-    def problem(self) -> str | None:
-        if self.uploads.failure is not None:
-            return str(self.uploads.failure)
-        return None if self.ownership is None else self.ownership.lost
+    def problem(self) -> UserError | None:
+        """Why what this rank writes cannot be kept, if it cannot."""
+        failure = self.uploads.failure
+        if failure is not None:
+            return UnsavableError(str(failure), isinstance(failure, ExpiredKeysError))
+        lost = None if self.ownership is None else self.ownership.lost
+        return None if lost is None else UnsavableError(lost)
+
+    def raise_together(self, where: str = "") -> None:
+        """Raise the first problem of any rank, with `where` before its message, on all ranks."""
+        own = self.problem()
+        for found in dist.all_gather_object(None if own is None else (str(own), own.again)):
+            if found is not None:
+                raise UnsavableError(f"{where}{found[0]}", found[1])
 
     def batch_end(self, state: State, logger: Logger) -> None:
         own = FAIL if self.problem() is not None else STOP if self.received is not None else 0
         signals = state.device.tensor_to_device(torch.tensor(own))
         dist.all_reduce(signals, reduce_operation="MAX")
         if int(signals) == FAIL:
-            problems = [problem for problem in dist.all_gather_object(self.problem()) if problem is not None]
-            raise UnsavableError(f"batch {state.timestamp.batch.value}: {problems[0]}")
+            self.raise_together(f"batch {state.timestamp.batch.value}: ")
         if int(signals) == STOP and not self.stopped:
             reason, batch = self.received or "signal to another rank", state.timestamp.batch.value
             log.warning("%s: saving and stopping after batch %d", reason, batch)

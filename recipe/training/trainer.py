@@ -9,7 +9,7 @@ from composer.callbacks import LRMonitor, MemoryMonitor, NaNMonitor, RuntimeEsti
 from composer.callbacks.speed_monitor import get_gpu_flops_available
 from composer.core import Algorithm, Callback
 from composer.devices import Device
-from composer.loggers import LoggerDestination, MLFlowLogger, TensorboardLogger, WandBLogger
+from composer.loggers import LoggerDestination, MLFlowLogger, WandBLogger
 from composer.utils import dist
 from composer.utils.parallelism import ParallelismConfig
 
@@ -22,6 +22,7 @@ from recipe.storage.ownership import Ownership
 from recipe.training.algorithms import training_algorithms
 from recipe.training.callbacks import EMASnapshots, SampleGrid, grid_pictures
 from recipe.training.checkpointing import Checkpoints, FileUploads, restore_from
+from recipe.training.curves import Curves
 from recipe.training.folder import RunFolder, local_folder
 from recipe.training.initial_weights import load_initial_weights
 from recipe.training.model import DiffusionModel
@@ -159,7 +160,7 @@ def loggers(config: Config, folder: RunFolder) -> list[LoggerDestination]:
     """The configured destinations of metrics, images and files."""
     found: list[LoggerDestination] = [] if folder.place.is_local else [FileUploads(folder)]
     if config.logging.tensorboard:
-        found.append(TensorboardLogger(log_dir=str(folder.local / "tensorboard"), flush_interval=20))
+        found.append(Curves(folder))
     if config.logging.wandb is not None:
         wandb = config.logging.wandb
         init = {"mode": wandb.mode, "dir": str(folder.local), "resume": "allow", "id": config.run_name}

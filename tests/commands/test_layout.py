@@ -17,12 +17,12 @@ TOP_LEVEL = {
 }  # fmt: skip
 FLOORS = [
     "commands", "benchmarks", "training", "preparation", "preparation.sources", "sampling", "evaluation", "planning",
-    "weights", "data", "configuration", "storage", "edm2.samplers", "edm2.networks", "edm2", "ranks", "command_options",
-    "command_line", "notation", "private_names",
+    "weights", "data", "configuration", "storage", "edm2.samplers", "edm2.networks", "edm2", "ranks", "interrupts",
+    "terminal", "command_options", "command_line", "notation", "private_names",
 ]  # fmt: skip
 """The folders of recipe/ from top to bottom: each imports from itself and from those after it."""
 APART = {"training": "preparation", "preparation": "training"}  # both stand on data/, neither knows the other
-GROUND = {"ranks", "command_options", "command_line", "notation", "private_names"}
+GROUND = {"ranks", "interrupts", "terminal", "command_options", "command_line", "notation", "private_names"}
 """Files beside the commands that everybody stands on."""
 
 

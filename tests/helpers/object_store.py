@@ -16,8 +16,9 @@ from pathlib import Path
 from helpers.commands import BIN
 
 BUCKET = "edm2"
-KEYS = {"admin": "full-rights-secret", "reader": "read-only-secret"}  # access key: secret key
-ACTIONS = {"admin": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read", "List"]}
+KEYS = {"admin": "full-rights-secret", "renewed": "other-secret", "reader": "read-only-secret"}  # access key: secret
+ALL_RIGHTS = ["Admin", "Read", "Write", "List", "Tagging"]
+ACTIONS = {"admin": ALL_RIGHTS, "renewed": ALL_RIGHTS, "reader": ["Read", "List"]}
 PARTS = ["s3.port", "master.port", "volume.port", "filer.port", "admin.port"]
 OFF = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-admin.ui=false", "-webdav=false", "-master.telemetry=false"]
 GRPC = 10_000  # added to each port by the server, for its own use

@@ -15,7 +15,7 @@ from helpers.training import TINY, Examples, fit
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.uploads import Uploads
 from recipe.training.model import DiffusionModel
-from recipe.training.stopping import GracefulStop, UnsavableError
+from recipe.training.stopping import SIGNALS, GracefulStop, UnsavableError
 
 STEPS = 4
 
@@ -23,7 +23,7 @@ STEPS = 4
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """The handlers of the test's own process come back."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    numbers = list(SIGNALS)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -58,7 +58,14 @@ def train(*callbacks: Callback) -> None:
 
 @pytest.mark.parametrize(
     ("batch", "stopped", "number"),
-    [(1, True, signal.SIGUSR1), (3, True, signal.SIGTERM), (4, False, signal.SIGTERM), (9, False, signal.SIGTERM)],
+    [
+        (1, True, signal.SIGUSR1),
+        (3, True, signal.SIGTERM),
+        (2, True, signal.SIGINT),
+        (1, True, signal.SIGHUP),
+        (4, False, signal.SIGTERM),
+        (9, False, signal.SIGTERM),
+    ],
 )
 def test_it_stops_after_the_batch_unless_that_is_the_last(batch: int, stopped: bool, number: int):
     stop = GracefulStop(Uploads())
@@ -73,3 +80,27 @@ def test_what_cannot_be_stored_ends_the_run_in_that_batch():
     with pytest.raises(UnsavableError, match=r"batch 2: .*Not a directory"):
         train(fails, GracefulStop(uploads))
     assert fails.ended == 2
+
+
+def test_the_second_ctrl_c_is_left_to_the_system(capfd: pytest.CaptureFixture[str]):
+    """So it works while no code of Python's runs, and leaves no traceback."""
+    stop = GracefulStop(Uploads())
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.received == "Ctrl-C" and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert "finishing the batch and saving; a second Ctrl-C ends at once" in capfd.readouterr().err
+
+
+def test_nohup_is_respected():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    GracefulStop(Uploads())
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_worker_of_the_loader_is_not_told(capfd: pytest.CaptureFixture[str]):
+    stop = GracefulStop(Uploads())
+    pid = os.fork()
+    if pid == 0:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        os._exit(0 if stop.received is None else 1)
+    assert os.waitpid(pid, 0)[1] == 0 and capfd.readouterr().err == ""
