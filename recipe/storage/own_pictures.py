@@ -17,10 +17,12 @@ NOTE = ("Software", "edm2-recipe")  # of PNG files
 def save_picture(image: Image.Image, path: Path) -> None:
     """Write a picture, whole or not at all; a PNG gets the note by which `is_own` knows it."""
     temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
-    note = PngInfo()
-    note.add_text(*NOTE)
+    note = None
+    if path.suffix.lower() == ".png":
+        note = PngInfo()
+        note.add_text(*NOTE)
     try:
-        image.save(temporary, **({"pnginfo": note} if path.suffix.lower() == ".png" else {}))
+        image.save(temporary, pnginfo=note)  # other formats take no notice of it
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
