@@ -1,7 +1,12 @@
 """Ends a run at the end of a batch, on all ranks at once: on a signal, or when what it writes cannot be kept."""
 
 import logging
+import os
 import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -16,6 +21,7 @@ from recipe.storage.uploads import Uploads
 log = logging.getLogger(__name__)
 
 STOP, FAIL = 1, 2
+STUCK = 15.0  # seconds without a batch after which a signal ends the run at once; launchers kill after 30
 
 
 class UnsavableError(UserError):
@@ -31,11 +37,13 @@ class GracefulStop(Callback):
     Args:
         uploads: of this rank.
         ownership: of the run's folder; None on ranks other than 0.
+        waited: seconds for which this rank has been waiting for its next batch.
     """
 
-    def __init__(self, uploads: Uploads, ownership: Ownership | None = None):
+    def __init__(self, uploads: Uploads, ownership: Ownership | None = None, waited: Callable[[], float] = lambda: 0.0):
         self.uploads = uploads
         self.ownership = ownership
+        self.waited = waited
         self.received: str | None = None
         self.stopped = False
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -43,6 +51,19 @@ class GracefulStop(Callback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
+        threading.Thread(target=self._end_if_stuck, args=(number,), daemon=True, name="stop").start()
+
+    def _end_if_stuck(self, number: int) -> None:
+        """A batch that does not come is not waited for: there is nothing new to save, and a launcher would kill."""
+        while self.waited() < STUCK:
+            time.sleep(0.5)
+        print(
+            f"{signal.Signals(number).name}: no batch has come from the data for {STUCK:.0f} s; ending without it. The "
+            "same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(128 + number)
 
     def leave_together(self) -> None:
         """Wait for all ranks; from then on no signal counts: a launcher that sees one rank leave ends the others."""
