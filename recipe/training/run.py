@@ -11,7 +11,9 @@ from composer.utils import dist, get_device
 from recipe.command_line import say
 from recipe.configuration.schema import Config
 from recipe.data.checks import resolve
+from recipe.data.loader import check_sockets
 from recipe.training.checkpointing import Checkpoints
+from recipe.training.finite import way_back
 from recipe.training.folder import RunFolder
 from recipe.training.preflight import RunError, Start, prepare
 from recipe.training.stopping import GracefulStop, UnsavableError
@@ -28,12 +30,13 @@ def train(config: Config) -> int:
         UserError: bad data, access, configuration or folder; a loss that is NaN; results that cannot be stored.
     """
     check_device(config)
+    check_sockets(config.data)
     found, ownership = prepare(config) if dist.get_global_rank() == 0 else (None, None)
     try:
         start, device = meet(config, found)
         trainer, folder, stop = build_trainer(start, device, ownership)
         try:
-            fit(trainer, config.run_folder())
+            fit(trainer, folder)
         except BaseException:
             trainer.engine.close()  # Trainer.close would wait here for ranks that did not fail
             raise
@@ -62,19 +65,22 @@ def meet(config: Config, found: Start | None) -> tuple[Start, Device]:
     return dataclasses.replace(start, config=resolve(config, start.data.facts)), device
 
 
-def fit(trainer: Trainer, folder: str) -> None:
+def fit(trainer: Trainer, folder: RunFolder) -> None:
     """Train to the end, if it is not reached already, which `Trainer.fit` would refuse."""
     assert trainer.state.max_duration is not None
     try:
         if trainer.state.timestamp < trainer.state.max_duration:
             trainer.fit()
     except RuntimeError as error:
-        if "contains a NaN" not in str(error):  # NaNMonitor's words
-            raise
-        raise RunError(
-            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {folder}/"
-            "checkpoints are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
-        ) from None
+        batch, text = trainer.state.timestamp.batch.value, " ".join(str(error).split())
+        if "contains a NaN" in text:  # NaNMonitor's words
+            raise RunError(f"batch {batch}: {text} {way_back(folder, batch)}") from None
+        if "DataLoader worker" in text:  # torch's
+            raise RunError(
+                f"batch {batch}: {text}; if the machine's memory was full, lower data.num_workers; the same command "
+                "goes on from the last checkpoint"
+            ) from None
+        raise
 
 
 def finish(trainer: Trainer, folder: RunFolder, stop: GracefulStop) -> None:
