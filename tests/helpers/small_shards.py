@@ -15,7 +15,7 @@ SHARD = 1 << 10  # bytes, about
 def write_shards(
     folder: Path,
     seed: int = 0,
-    samples: int = 48,
+    samples: int = 120,
     compression: str | None = None,
     hashes: tuple[str, ...] = ("sha1",),
     facts: dict[str, Any] | None = None,

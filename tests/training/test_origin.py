@@ -191,7 +191,7 @@ def test_streams_of_other_classes(case: str, tmp_path: Path, caplog: pytest.LogC
         with pytest.raises(DataError, match=r'data\.streams\[1\].*means other things than .*class 0 was "cat0" and is'):
             check_data(config)
     else:
-        assert check_data(config).samples == 96
+        assert check_data(config).samples == 240
         assert ("does not say the names of its classes" in caplog.text) == (case == "silent")
 
 
