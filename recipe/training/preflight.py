@@ -23,7 +23,7 @@ from recipe.storage.ownership import Ownership
 from recipe.storage.places import Place
 from recipe.training.folder import PROGRESS, check_scratch, local_folder
 from recipe.training.origin import origin_of, refuse_snapshots
-from recipe.weights.checkpoints import Checkpoint, clean_up, list_checkpoints
+from recipe.weights.checkpoints import Checkpoint, clean_up, list_checkpoints, newest_whole
 
 CONFIG = "config.yaml"
 HEADER = "# edm2-recipe"
@@ -108,6 +108,7 @@ def check_folder(config: Config, place: Place) -> list[str]:
     if place.size(CONFIG) is None:
         found = [f"checkpoints/{each.name}" for each in list_checkpoints(place.child("checkpoints"))]
         if found:
+            newest_whole(place.child("checkpoints"))  # foreign code in it is told first
             raise RunError(
                 f"save_folder {place.address}: holds {found[0]}, but no {CONFIG} of the run that wrote it; bring that "
                 "too, choose another run_name, or start from these weights with init.path"

@@ -126,7 +126,7 @@ def test_a_damaged_note(data: Path, folder: Path):
         ("config.yaml", "database: production\n", r"holds a config\.yaml that is not of a run of this recipe"),
         ("config.yaml", "", r"holds a config\.yaml that is not"),
         ("checkpoints/ba8-rank0.pt", "x", r"holds checkpoints/ba8-rank0\.pt, but no config\.yaml"),
-        ("checkpoints/ep0-ba8/.metadata", "x", "holds checkpoints/ep0-ba8, but no config"),
+        ("checkpoints/ep0-ba8/__0_0.distcp", "x", "holds checkpoints/ep0-ba8, but no config"),
         ("snapshots/snapshot-00000000064-0.050.safetensors", "x", "snapshots/ holds those of another one"),
     ],
 )
