@@ -25,10 +25,13 @@ from recipe.command_options import Options, address, check_folder, choice, local
 from recipe.configuration.spans import images_in
 from recipe.storage.addresses import is_remote, open_place
 from recipe.storage.fetching import fetch_files
+from recipe.storage.files import file_sha256
 from recipe.storage.places import Entry, MissingError, Place, is_inside
 from recipe.weights.checkpoints import list_checkpoints
 from recipe.weights.run_contents import FetchError, choose, snapshot_fields
-from recipe.weights.snapshots import is_intact
+from recipe.weights.snapshots import check_finite, is_intact
+
+NOTE = ".edm2-fetch.txt"  # in the folder of what was fetched: the address of its run
 
 WHAT = ("all", "snapshots", "posthoc", "checkpoint", "config")
 
@@ -56,14 +59,42 @@ def _row(kind: str, nimg: str, sigma_rel: str, size: int, modified: float, name:
 
 
 def fetch(place: Place, entries: Sequence[Entry], out: Path, jobs: int) -> None:
-    """Copy the entries to `out` with a progress bar. Raises StorageError."""
+    """Copy the entries to `out` with a progress bar. Raises StorageError; SnapshotError if one is not finite."""
     unsafe = [entry.name for entry in entries if not is_inside(entry.name)]
     if unsafe:
         raise FetchError(f"{place.address}: holds the name {unsafe[0]!r}, which would leave {out}; nothing was fetched")
+    check_out(place, entries, out)
     total = sum(entry.size for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, desc="fetch", disable=None) as progress:
-        fetch_files(place, [entry.name for entry in entries], out, jobs, progress.update, is_intact)
+        try:
+            fetch_files(place, [entry.name for entry in entries], out, jobs, progress.update, is_intact)
+        finally:
+            if any((out / entry.name).is_file() for entry in entries):
+                (out / NOTE).write_text(place.address)
+    for entry in entries:
+        if snapshot_fields(entry.name):
+            check_finite(out / entry.name)
     print(f"{out}: {len(entries)} files, {total / 1e6:.1f} MB, checked")
+
+
+def check_out(place: Place, entries: Sequence[Entry], out: Path) -> None:
+    """Raises FetchError if a file that would come is in `out` already as another one, unless of an earlier fetch.
+
+    Of a run that was, newer versions of its files may come.
+    """
+    note = out / NOTE
+    if note.is_file() and note.read_text() == place.address:
+        return
+    for entry in entries:
+        path = out / entry.name
+        if not path.is_file():
+            continue
+        stored = place.sha256(entry.name)
+        if path.stat().st_size != entry.size or stored not in (None, file_sha256(path)):
+            raise FetchError(
+                f"--out {out}: {entry.name} is there already, and is another one than that of {place.address}; name an "
+                "empty folder"
+            )
 
 
 def arguments_parser() -> Options:

@@ -113,6 +113,43 @@ NAMES = (
         "that it returns (lengths of parts, sample numbers)",
     ),
     PrivateName(
+        "streaming.base.dataset._Iterator",
+        "the threads behind an epoch, which must end with an error and not with a wait",
+        "that on_exit, should_exit, total, ready_index and yield_index are as they were, and _event ends the yielding",
+    ),
+    PrivateName(
+        "streaming.base.dataset._ShardState", "whether a shard is there, being fetched or missing", "its three states"
+    ),
+    PrivateName("streaming.base.constant.TICK", "how long its threads sleep between looks", "nothing"),
+    PrivateName("streaming.base.format.Reader", "a shard, as `set_up_local` gets them", "its file_pairs"),
+    PrivateName(
+        "streaming.StreamingDataset._evict_coldest_shard",
+        "its limit deletes shards of any stream, also the only copy of local data",
+        "whether streams without a remote are spared (mosaicml/streaming#988), and that nothing else deletes shards",
+    ),
+    PrivateName("streaming.StreamingDataset._evict_shard", "deletes one shard, for the above", "its accounts"),
+    PrivateName(
+        "streaming.StreamingDataset._prepare_thread",
+        "its error would only be printed, and the epoch would end early",
+        "whether __iter__ raises it",
+    ),
+    PrivateName(
+        "streaming.StreamingDataset._ready_thread",
+        "replaced: it waits for ever for a shard that was deleted again",
+        "whether it fetches such a shard again",
+    ),
+    PrivateName(
+        "streaming.StreamingDataset._shard_states",
+        "an error leaves a shard there as if it were being fetched",
+        "whether prepare_shard puts both this and its lock back",
+    ),
+    PrivateName("streaming.StreamingDataset._shard_access_times", "which shard was read longest ago", "its type"),
+    PrivateName("streaming.StreamingDataset._cache_filelock", "an error leaves it locked", "as for _shard_states"),
+    PrivateName(
+        "streaming.StreamingDataset._unique_rank_world", "which rank counts the cache's bytes", "is_local_leader"
+    ),
+    PrivateName("streaming.StreamingDataset._event", "ends its threads", "as for _Iterator"),
+    PrivateName(
         "streaming.base.spanner.Spanner", "finds a sample by its number; wrapped, so that repeats differ", "its use"
     ),
     PrivateName(

@@ -14,10 +14,11 @@ class DisagreementError(UserError):
     """A configuration that differs from the one a run began with; the message lists how."""
 
 
-def check_agreement(config: Config, stored: str, place: str) -> None:
+def check_agreement(config: Config, stored: str, place: str) -> list[str]:
     """Compare `config` with the configuration in YAML that the run at `place` was started with.
 
-    A key that the older version of the recipe did not know cannot disagree.
+    A key that the older version of the recipe did not know cannot disagree. Returns the hyper-parameters that differ
+    all the same, as `allow_changes` permits.
 
     Raises:
         DisagreementError: hyper-parameters differ that `allow_changes` does not name, or that can never change.
@@ -27,7 +28,7 @@ def check_agreement(config: Config, stored: str, place: str) -> None:
     fixed = [name for name in differing if _resume(name) is Resume.FIXED]
     refused = fixed + [name for name in differing if name not in fixed and not _within(name, config.allow_changes)]
     if not refused:
-        return
+        return differing
     changes = "; ".join(f"{name} was {old[name]} and is now {new[name]}" for name in refused)
     fix = "set them back, or choose another run_name"
     if fixed:
@@ -35,6 +36,11 @@ def check_agreement(config: Config, stored: str, place: str) -> None:
     else:
         fix += f", or insist with 'allow_changes=[{','.join(refused)}]'"
     raise DisagreementError(f"{place}: the run began with other hyper-parameters: {changes}; {fix}")
+
+
+def lasting_values(config: Config) -> dict[str, Any]:
+    """The keys that may not change freely when a run goes on, with their values: what defines its result."""
+    return {name: value for name, value in _values(config.model_dump(mode="json")) if not _is_free(name)}
 
 
 def _resume(name: str) -> Resume | None:

@@ -1,6 +1,8 @@
 """The data of a run before it is streamed: read once, and checked against the configuration and each other."""
 
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,10 +11,12 @@ from numpy.typing import NDArray
 
 from recipe.configuration.problems import ConfigError
 from recipe.configuration.rules import broken_rules
-from recipe.configuration.schema import Config, Model
+from recipe.configuration.schema import Config, Data, Model
+from recipe.data.caches import RemoteData, check_limit
 from recipe.data.facts import LATENTS, DataError, DataFacts, kind_of, mixture
 from recipe.data.index import OpenedSource, open_source, sources
 from recipe.data.labels import read_labels
+from recipe.data.meaning import differences
 
 log = logging.getLogger(__name__)
 SHAPE = ("img_resolution", "img_channels", "label_dim")
@@ -27,11 +31,15 @@ class TrainingData:
         samples: in all data sets that are mixed, or the one there is.
         facts: of all of them together, with `kind` and, of latents, `whitening`.
         labels: class of each sample [N] if each class is drawn equally often; None = samples are drawn as they come.
+        remote: the data sets that are fetched.
+        identities: of each data set, what tells it from others.
     """
 
     samples: int
     facts: DataFacts
     labels: NDArray[np.int64] | None = None
+    remote: Sequence[RemoteData] = ()
+    identities: Sequence[str] = ()
 
 
 def check_data(config: Config) -> TrainingData:
@@ -40,7 +48,14 @@ def check_data(config: Config) -> TrainingData:
     Raises:
         DataError: data that are missing, damaged, fewer than a batch, or at odds with the configuration.
     """
+    check_folders(config.data)
     opened = [open_source(source) for source in sources(config.data)]
+    limit = config.data.cache_limit
+    if limit is not None:
+        check_limit(limit, opened, readers_of_machine(config.data))
+    remote = [RemoteData.of(each, limit is not None) for each in opened if each.source.remote is not None]
+    for each in remote:
+        each.check()
     found = [check_facts(each, config) for each in opened]
     samples = sum(each.samples for each in opened)
     if samples < config.global_batch_size:
@@ -50,12 +65,47 @@ def check_data(config: Config) -> TrainingData:
         )
     labels = read_labels(opened[0]) if config.data.class_balanced else None
     facts, places = found[0], [each.source for each in opened]
+    check_meanings(found, opened, config.model.label_dim != 0)
     if config.data.streams is not None:
         facts = mixture(found, [place.proportion for place in places], [str(place) for place in places])
     warn_of_sigma_data(config.model.sigma_data, facts)
     if has_nothing_to_drop(config, facts):
         log.warning("the data has no classes that loss.label_dropout could drop; it is set to 0")
-    return TrainingData(samples, facts, labels)
+    return TrainingData(samples, facts, labels, remote, [each.identity for each in opened])
+
+
+def check_meanings(facts: Sequence[DataFacts], opened: Sequence[OpenedSource], labels: bool) -> None:
+    """Raises DataError if data sets that are mixed have other classes under one id, or latents of other encoders."""
+    for found, each in zip(facts[1:], opened[1:], strict=True):
+        how = differences(facts[0], found, labels)
+        if how:
+            raise DataError(
+                f"{each.source}: means other things than {opened[0].source}: {'; '.join(how)}; only data sets of one "
+                "kind, prepared alike, can be mixed: prepare them with the same classes and encoder"
+            )
+        if labels and (facts[0].class_names is None) != (found.class_names is None):
+            silent, other = (opened[0], each) if facts[0].class_names is None else (each, opened[0])
+            log.warning(
+                "%s does not say the names of its classes; they are taken for those of %s", silent.source, other.source
+            )
+
+
+def check_folders(data: Data) -> None:
+    """Raises DataError if two data sets are to lie in one folder of this machine, whatever it is called."""
+    seen: dict[str, str] = {}
+    for source in sources(data):
+        folder = os.path.realpath(source.local)
+        if folder in seen:
+            raise DataError(
+                f"{source.key}.local {source.local}: is the same folder as {seen[folder]}; give each stream a folder "
+                "of its own"
+            )
+        seen[folder] = f"{source.key}.local {source.local}"
+
+
+def readers_of_machine(data: Data) -> int:
+    """Processes of one machine that read shards: the loader's workers of its ranks, or the ranks themselves."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) * max(1, data.num_workers)
 
 
 def check_facts(opened: OpenedSource, config: Config) -> DataFacts:

@@ -1,5 +1,6 @@
 """What lies in a folder of shards, here or in object storage, read before anything is streamed from it."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -45,15 +46,29 @@ class OpenedSource:
     Attributes:
         shards: the index's entries; of local data each shard is there and whole.
         facts: what its stats.json says.
+        digest: SHA-256 of the index in hexadecimal, which tells data sets apart.
+        index_bytes: size of the index.
     """
 
     source: Source
     shards: Sequence[Shard]
     facts: DataFacts
+    digest: str
+    index_bytes: int
 
     @property
     def samples(self) -> int:
         return number_of_samples(self.shards)
+
+    @property
+    def identity(self) -> str:
+        """What tells the data set from others: a digest of the index and of what the facts say of the contents.
+
+        An index without digests of its shards is the same for all pictures of one size that are stored raw.
+        """
+        facts = self.facts
+        said = json.dumps([facts.mean, facts.std, facts.source_hash, facts.images_per_class], default=dict)
+        return hashlib.sha256(f"{self.digest} {said}".encode()).hexdigest()
 
 
 def sources(data: Data) -> list[Source]:
@@ -75,7 +90,8 @@ def open_source(source: Source) -> OpenedSource:
     """
     if source.remote is None:
         shards, path = check_shards(source.local, f"{source.key}.local"), Path(source.local) / STATISTICS
-        return OpenedSource(source, shards, _facts(path.read_bytes() if path.is_file() else None, str(path)))
+        index, facts = (path.parent / INDEX).read_bytes(), path.read_bytes() if path.is_file() else None
+        return OpenedSource(source, shards, _facts(facts, str(path)), _digest(index), len(index))
     index = fetched(source, INDEX)
     if index is None:
         raise DataError(
@@ -83,7 +99,8 @@ def open_source(source: Source) -> OpenedSource:
             "address"
         )
     shards = shards_in(index, f"{source.remote}/{INDEX}")
-    return OpenedSource(source, shards, _facts(fetched(source, STATISTICS), f"{source.remote}/{STATISTICS}"))
+    facts = _facts(fetched(source, STATISTICS), f"{source.remote}/{STATISTICS}")
+    return OpenedSource(source, shards, facts, _digest(index), len(index))
 
 
 def facts_at(place: Place) -> DataFacts | None:
@@ -167,6 +184,10 @@ def fetched(source: Source, name: str) -> bytes | None:
             f"{source}: {name} cannot be read ({error}); check the address, the network and the credentials in the "
             "environment"
         ) from None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _facts(text: bytes | None, place: str) -> DataFacts:

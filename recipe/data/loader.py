@@ -1,52 +1,71 @@
 """The loader of a run, and its worker processes."""
 
+import dataclasses
+import logging
 import os
 import signal
+import tempfile
 import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from composer.utils import dist
-from streaming import Stream, StreamingDataLoader
+from streaming import StreamingDataLoader
 
 from recipe.configuration.schema import Config, Data
+from recipe.data.caches import RemoteData
 from recipe.data.checks import TrainingData
 from recipe.data.dataset import ImageDataset
+from recipe.data.facts import DataError
 from recipe.data.index import sources
 from recipe.data.shared_memory import clear_stale
+from recipe.data.streams import KeptStream, has_hashes
 
+log = logging.getLogger(__name__)
 DOWNLOAD_RETRIES = 8  # of a shard, each with the retries of its storage's own client
+LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # bytes; 107 = the longest name of a socket
+PATIENCE = 60.0  # seconds without a batch after which that is said
 
 
-def training_loader(config: Config, data: TrainingData, device_batch_size: int) -> StreamingDataLoader:
+def training_loader(config: Config, data: TrainingData, device_batch_size: int) -> "PatientLoader":
     """The loader of a run. The order of the samples depends on the seed and `num_canonical_nodes`, not on the ranks.
 
     Args:
         config: resolved, and this rank's own, whose folders may be named by this machine's environment.
         data: what rank 0 found out.
+
+    Raises:
+        DataError: on every rank, if a machine's folder cannot hold the shards.
     """
-    remote = [source for source in sources(config.data) if source.remote is not None]
-    if remote:
-        if dist.get_local_rank() == 0:  # a killed run leaves its claims on the cache folders
-            for source in remote:
-                clear_stale(source.local)
-        dist.barrier()
+    remote = own_folders(config.data, data.remote)
     resolution, channels, label_dim = config.model.shape()
-    dataset = ImageDataset(
-        img_resolution=resolution,
-        img_channels=channels,
-        label_dim=label_dim,
-        # Only the first rank of each node arranges the epoch.
-        labels=data.labels if dist.get_local_rank() == 0 else None,
-        **where(config.data),
-        shuffle=config.data.shuffle,
-        shuffle_seed=config.seed,
-        num_canonical_nodes=config.data.num_canonical_nodes,
-        cache_limit=config.data.cache_limit,
-        batch_size=device_batch_size,
-        download_retry=DOWNLOAD_RETRIES,
-    )
-    return StreamingDataLoader(
+    _on_each_machine(lambda: [_make_ready(each) for each in remote])
+    try:
+        dataset = ImageDataset(
+            img_resolution=resolution,
+            img_channels=channels,
+            label_dim=label_dim,
+            # Only the first rank of each node arranges the epoch.
+            labels=data.labels if dist.get_local_rank() == 0 else None,
+            streams=streams(config.data, remote),
+            shuffle=config.data.shuffle,
+            shuffle_seed=config.seed,
+            num_canonical_nodes=config.data.num_canonical_nodes,
+            cache_limit=config.data.cache_limit,
+            batch_size=device_batch_size,
+            download_retry=DOWNLOAD_RETRIES,
+        )
+    except ValueError as error:
+        if "Reused local directory" not in str(error):  # streaming's words
+            raise
+        raise DataError(
+            f"{remote[0].source.key}.local {remote[0].source.local}: is the cache of a run that is going on here; give "
+            "each run a folder of its own, or wait for the end of that one"
+        ) from None
+    _on_each_machine(lambda: [each.check_again() for each in remote])
+    return PatientLoader(
         dataset,
         batch_size=device_batch_size,
         num_workers=config.data.num_workers,
@@ -57,11 +76,92 @@ def training_loader(config: Config, data: TrainingData, device_batch_size: int) 
     )
 
 
-def where(data: Data) -> dict[str, Any]:
-    """Arguments of StreamingDataset that name the shards."""
-    if data.streams is None:
-        return {"remote": data.remote, "local": data.local}
-    return {"streams": [Stream(remote=s.remote, local=s.local, proportion=s.proportion) for s in sources(data)]}
+def check_sockets(data: Data) -> None:
+    """Raises DataError if the loader's workers could not hand over batches: by a socket below the temporary folder.
+
+    Python's multiprocessing names it pymp-XXXXXXXX/listener-XXXXXXXX there, and a name that is too long is an error in
+    a thread of the worker, after which both sides would wait for ever.
+    """
+    folder = tempfile.gettempdir()
+    length = len(os.fsencode(folder))
+    if data.num_workers > 0 and length > LONGEST_TEMPORARY_FOLDER:
+        raise DataError(
+            f"TMPDIR {folder}: has {length} bytes, but with data.num_workers {data.num_workers} may have at most "
+            f"{LONGEST_TEMPORARY_FOLDER}, as names of sockets are short; set a shorter TMPDIR, or data.num_workers=0"
+        )
+
+
+def own_folders(data: Data, found: Sequence[RemoteData]) -> list[RemoteData]:
+    """What rank 0 found of the remote data sets, with the folders that this machine keeps them in."""
+    own = [source for source in sources(data) if source.remote is not None]
+    return [dataclasses.replace(each, source=source) for each, source in zip(found, own, strict=True)]
+
+
+def _make_ready(remote: RemoteData) -> None:
+    clear_stale(remote.source.local)  # a killed run leaves its claim on the folder
+    remote.check()
+    remote.take()
+
+
+def _on_each_machine(work: Callable[[], object]) -> None:
+    """Work on one rank of each machine, while the others wait. Raises DataError on all if it failed on one."""
+    problem = None
+    if dist.get_local_rank() == 0:
+        try:
+            work()
+        except (DataError, OSError) as error:
+            problem = str(error)
+    for found in dist.all_gather_object(problem):
+        if found is not None:
+            raise DataError(found)
+
+
+def streams(data: Data, remote: Sequence[RemoteData]) -> list[KeptStream]:
+    """The data sets as streaming reads them."""
+    fetched = {each.source.key: each for each in remote}
+    return [
+        KeptStream(
+            source,
+            ours=source.key in fetched and fetched[source.key].is_ours(),
+            verify=source.key in fetched and has_hashes(fetched[source.key].shards),
+            proportion=None if data.streams is None else source.proportion,
+        )
+        for source in sources(data)
+    ]
+
+
+class PatientLoader(StreamingDataLoader):
+    """A loader that says so when a batch does not come, and for how long a rank has waited for it."""
+
+    waiting_since: float | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        while True:
+            self.waiting_since = time.monotonic()
+            told = threading.Timer(PATIENCE, self._tell)
+            told.daemon = True
+            told.start()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                told.cancel()
+                self.waiting_since = None
+            yield batch
+
+    def waited(self) -> float:
+        """Seconds for which the rank has been waiting for its next batch by now."""
+        since = self.waiting_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _tell(self) -> None:
+        log.warning(
+            "no batch has come from the data for %.0f s; still waiting: look at the network and the disk of the data, "
+            "and at the processors of this machine",
+            PATIENCE,
+        )
 
 
 def end_only_with_rank(worker: int) -> None:

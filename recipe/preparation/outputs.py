@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ SHARD = re.compile(r"shard\.\d{5,}(-\d+)?\.mds(\.\w+)?")
 OURS = re.compile(
     rf"{SHARD.pattern}|{NOTES}/\d+\.json|index\.json|stats\.json|labels\.npy|skipped\.json|{re.escape(PROBE)}\w+"
 )
+SCRATCH = re.compile(r"scratch-\d+/")
 READERS = 16  # threads
 LOCK_SECONDS = 5  # that an interrupted run's workers may take to end
 
@@ -105,6 +107,10 @@ class Output(abc.ABC):
         Raises:
             PreparationError: something else is there, which is never overwritten.
         """
+
+    @abc.abstractmethod
+    def is_source(self, source: str) -> bool:
+        """Whether a source, as the user names it, is this very place."""
 
     @abc.abstractmethod
     def discard(self) -> None:
@@ -182,9 +188,18 @@ class FolderOutput(Output):
     def existing(self) -> DataFacts | None:
         if self.folder.exists() and not self.folder.is_dir():
             raise PreparationError(f"--out {self.address}: is a file; name a folder")
+        foreign = [e.name for e in self.place.list() if not OURS.fullmatch(e.name) and not SCRATCH.match(e.name)]
+        if foreign:
+            raise PreparationError(
+                f"--out {self.address}: {self.partial}, where it would be made, holds other files, such as "
+                f"{foreign[0]}; move them away, or name another folder"
+            )
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return None
         return _facts(LocalPlace(self.folder), self.address)
+
+    def is_source(self, source: str) -> bool:
+        return os.path.realpath(source) == os.path.realpath(self.folder)
 
     def discard(self) -> None:
         pass  # it stays until the new one is whole
@@ -201,8 +216,7 @@ class FolderOutput(Output):
         shutil.rmtree(self.partial / NOTES, ignore_errors=True)
         for left in self.partial.glob("scratch-*"):  # also those of an interrupted launch with more ranks
             shutil.rmtree(left)
-        old = self.folder.with_name(f".{self.folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        old = self.folder.with_name(f".{self.folder.name}.old-{secrets.token_hex(8)}")  # a name that nobody has
         if self.folder.exists():
             os.rename(self.folder, old)
         os.rename(self.partial, self.folder)
@@ -227,6 +241,9 @@ class RemoteOutput(Output):
         if INDEX not in names and all(OURS.fullmatch(name) for name in names):
             return None
         return _facts(self.place, self.address)
+
+    def is_source(self, source: str) -> bool:
+        return is_remote(source) and open_place(source).address == self.place.address
 
     def discard(self) -> None:
         names = [entry.name for entry in self.place.list()]

@@ -82,6 +82,8 @@ def prepare_data(
             return there, False
         if not overwrite:
             raise PreparationError(f"--out {out}: {OTHER}")
+        if output.is_source(source):
+            raise PreparationError(f"--out {out}: is the source, which would be replaced; name another place")
     if not ranks.first and ranks.hear(PLAN) == "nothing":
         return None, False
     output.begin()

@@ -22,6 +22,7 @@ from recipe.edm2.networks.precond import Precond
 from recipe.edm2.samplers.generate import SamplerSettings, generate_batches
 from recipe.edm2.sharded_tensors import gather
 from recipe.sampling.networks import LatentPictures
+from recipe.training.finite import check_finite
 from recipe.training.folder import RunFolder
 from recipe.training.model import unwrap
 from recipe.weights.snapshots import SnapshotInfo, save_snapshot, snapshot_name
@@ -61,6 +62,7 @@ class EMASnapshots(_AtIntervals):
         facts: of the data, stored along.
         keep: how many of the newest snapshots of each average stay; -1 = all.
         label_dropout: share of examples that were shown without their class, stored along: sampling wants to know.
+        run: names the run in each snapshot.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class EMASnapshots(_AtIntervals):
         facts: DataFacts,
         keep: int = -1,
         label_dropout: float = 0.0,
+        run: str | None = None,
     ):
         assert keep == -1 or keep >= 1, keep  # 0 would delete every average as soon as it is stored
         super().__init__(interval)
@@ -81,13 +84,15 @@ class EMASnapshots(_AtIntervals):
         self.facts = facts
         self.notes = {"label_dropout": label_dropout}
         self.keep = keep
+        self.run = run
 
     def act(self, state: State, logger: Logger, nimg: int) -> None:
         started = time.monotonic()
+        check_finite(state, self.folder)
         for sigma_rel, ema in unwrap(state.model).averages():
             tensors = snapshot_tensors(ema, self.dtype)
             if dist.get_global_rank() == 0:
-                info = SnapshotInfo(self.network, nimg, sigma_rel, self.facts, self.notes)
+                info = SnapshotInfo(self.network, nimg, sigma_rel, self.facts, self.notes, run=self.run)
                 self.folder.uploads.submit(functools.partial(self._store, tensors, info))
         logger.log_metrics({"time/snapshot_seconds": time.monotonic() - started})
 

@@ -8,6 +8,7 @@ defines the state: the clock and the position in the data. Every pickle was chec
 import io
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from recipe.edm2.sharded_tensors import assign_
+from recipe.training.finite import check_finite, refuse_checkpoint
 from recipe.training.folder import PROGRESS, RunFolder, localise
 from recipe.training.stopping import UnsavableError
 from recipe.weights.checkpoints import Checkpoint, retain
@@ -65,6 +67,7 @@ class Checkpoints(CheckpointSaver):
         self.keep = keep
 
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
+        check_finite(state, self.run_folder)
         uploads, place = self.run_folder.uploads, self.run_folder.place
         if place.is_local:
             uploads.drain()  # a checkpoint on disk says that the snapshots before it are on disk
@@ -89,18 +92,21 @@ class Restore(Callback):
     """Loads a checkpoint when the Trainer has made its state and not yet wrapped it in DDP.
 
     Args:
-        path: a `.pt` file or the folder of a sharded checkpoint, on a disk that this rank can read.
+        folder: of the run.
+        name: of the checkpoint, a `.pt` file or a folder if it is sharded, on a disk that this rank can read.
         samples_per_epoch: a multiple of the batch size.
     """
 
-    def __init__(self, path: Path, samples_per_epoch: int):
-        self.path = path
+    def __init__(self, folder: RunFolder, name: str, samples_per_epoch: int):
+        self.folder = folder
+        self.path = folder.local / "checkpoints" / name
         self.samples_per_epoch = samples_per_epoch
 
     def before_load(self, state: State, logger: Logger) -> None:
         tensors = {"model": state.get_model_state_dict(), "optimizers": _moments(state.get_optim_state_dict())}
         with torch.no_grad():
             rest = _read_sharded(self.path, tensors) if self.path.is_dir() else _read_single(self.path, tensors)
+        refuse_checkpoint(self.folder, self.path.name, _floats(tensors))
         optimizers = state.get_optim_state_dict()
         for name, moments in tensors["optimizers"].items():
             optimizers[name]["state"] = moments["state"]
@@ -118,6 +124,14 @@ class Restore(Callback):
 def _moments(optimizers: dict[str, Any]) -> dict[str, Any]:
     """The tensors of the optimizers' state; their settings are the configuration's."""
     return {name: {"state": state["state"]} for name, state in optimizers.items()}
+
+
+def _floats(tree: dict[str, Any]) -> Iterator[torch.Tensor]:
+    for value in tree.values():
+        if isinstance(value, dict):
+            yield from _floats(value)
+        elif isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 0:
+            yield value
 
 
 def _read_sharded(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -172,4 +186,4 @@ def restore_from(folder: RunFolder, checkpoint: Checkpoint | None, samples_per_e
     for found in dist.all_gather_object(problem):  # also waits for all machines
         if found is not None:
             raise found
-    return Restore(folder.local / "checkpoints" / checkpoint.name, samples_per_epoch)
+    return Restore(folder, checkpoint.name, samples_per_epoch)

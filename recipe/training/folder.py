@@ -4,18 +4,25 @@ config.yaml  owner.json  checkpoints/  snapshots/  samples/  tensorboard/
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from recipe.command_line import UserError
 from recipe.configuration.schema import Config
 from recipe.storage.fetching import fetch_files
 from recipe.storage.places import Place
 from recipe.storage.uploads import Uploads
 from recipe.weights.checkpoints import Checkpoint
 
+MARK = ".edm2-scratch.json"
 PROGRESS = "progress.txt"  # name of the newest checkpoint that was stored, also after someone else deleted it
+
+
+class ScratchError(UserError):
+    """A scratch folder that is not this run's to empty; the message says whose it is."""
 
 
 class RunFolder:
@@ -66,10 +73,51 @@ class RunFolder:
             (self.local / name).unlink(missing_ok=True)
 
     def empty_scratch(self) -> None:
-        """Delete what a killed run left on this machine; for one rank of each machine, before anything is written."""
-        if not self.place.is_local:
-            shutil.rmtree(self.local, ignore_errors=True)
-            self.local.mkdir(parents=True, mode=0o700)
+        """Delete what a killed run left on this machine; for one rank of each machine, before anything is written.
+
+        Raises:
+            ScratchError: as check_scratch.
+        """
+        if self.place.is_local:
+            return
+        check_scratch(self.local, self.place.address)
+        for path in self.local.iterdir() if self.local.is_dir() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != MARK:
+                path.unlink(missing_ok=True)
+        take_scratch(self.local, self.place.address)
+
+
+def check_scratch(folder: Path, address: str) -> None:
+    """Raises ScratchError unless a folder for a run's files is missing, empty, or was made for the run at `address`."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise ScratchError(f"scratch_folder: {folder} is a file; choose another scratch_folder") from None
+    if not names:
+        return
+    try:
+        owner = json.loads((folder / MARK).read_bytes())["save_folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ScratchError(
+            f"scratch_folder: {folder} holds files that no run put there, such as {names[0]}, and a run empties it; "
+            "choose another scratch_folder or run_name, or move them away"
+        ) from None
+    if owner != address:
+        raise ScratchError(
+            f"scratch_folder: {folder} holds the files of the run in {owner}, and a run empties it; choose another "
+            "scratch_folder or run_name, or delete it if that run is over"
+        )
+
+
+def take_scratch(folder: Path, address: str) -> None:
+    """Make a folder for the files of the run at `address`, and note in it whose it is, if it is empty."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not any(folder.iterdir()):
+        (folder / MARK).write_text(json.dumps({"save_folder": address}))
 
 
 def local_folder(config: Config, place: Place) -> Path:

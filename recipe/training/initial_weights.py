@@ -23,10 +23,14 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from recipe.command_line import UserError, say
 from recipe.configuration.schema import Config
+from recipe.data.facts import DataFacts
+from recipe.data.meaning import differences
 from recipe.edm2.sharded_tensors import assign_
 from recipe.storage.addresses import open_place
-from recipe.training.folder import localise, scratch_folder
+from recipe.training.folder import check_scratch, localise, scratch_folder, take_scratch
 from recipe.training.model import DiffusionModel
+from recipe.training.origin import NAME as ORIGIN
+from recipe.training.origin import Origin
 from recipe.weights.checkpoints import newest_whole
 from recipe.weights.pickles import check_checkpoint, load_torch, read_metadata
 from recipe.weights.snapshots import SnapshotReader
@@ -46,24 +50,45 @@ Shapes = Mapping[str, tuple[int, ...]]
 Reader = Callable[[Iterable[str]], Iterator[tuple[str, Tensor]]]
 
 
-def load_initial_weights(model: DiffusionModel, config: Config) -> None:
+def load_initial_weights(model: DiffusionModel, config: Config, facts: DataFacts) -> None:
     """Put the weights that `config.init` names into the network and its averages. On all ranks.
+
+    Args:
+        facts: of the data; where theirs mean other things than those of the weights, that is said.
 
     Raises:
         InitError, SnapshotError, StorageError, UntrustedPickle: weights that are missing, damaged or do not fit.
     """
     assert config.init is not None
     path = config.init.path
-    with _open(path, config) as (given, read):
+    with _open(path, config) as (given, read, before):
+        compare(before, facts, path, config.model.label_dim != 0)
         own = {name: tuple(tensor.shape) for name, tensor in model.net.state_dict().items()}
         pairs, fresh = match(own, given, path)
         targets = model.net.state_dict()
         wanted = {source: name for name, source in pairs.items()}
         for source, tensor in read(wanted):
+            if not bool(tensor.isfinite().all()):
+                raise InitError(
+                    f"init.path {path}: {source} holds numbers that are not finite: that run had diverged; name an "
+                    "earlier snapshot"
+                )
             assign_(targets[wanted[source]], tensor.float())
     model.reset_averages_()
     drawn = f"; drawn anew: {', '.join(sorted(fresh))}" if fresh else ""
     say(f"init: {len(pairs)} tensors from {path}{drawn}")
+
+
+def compare(before: DataFacts, now: DataFacts, path: str, labels: bool) -> None:
+    """Say in what the data of the weights at `path` differ in meaning from those at hand.
+
+    Raises:
+        InitError: one are pixels and the others latents.
+    """
+    if None not in (before.kind, now.kind) and before.kind != now.kind:
+        raise InitError(f"init.path {path}: is of {before.kind}, but the data are {now.kind}; name other weights")
+    for difference in differences(before, now, labels):
+        say(f"init: other data than those of {path}: {difference}")
 
 
 def match(own: Shapes, given: Shapes, path: str) -> tuple[dict[str, str], set[str]]:
@@ -109,29 +134,33 @@ def _by_level(name: str, names: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: str, config: Config) -> Iterator[tuple[Shapes, Reader]]:
-    """Names and shapes of the weights at `path`, and what reads them."""
+def _open(path: str, config: Config) -> Iterator[tuple[Shapes, Reader, DataFacts]]:
+    """Names and shapes of the weights at `path`, what reads them, and the facts of the data that they are from."""
     if path.endswith(".safetensors"):
         with SnapshotReader(path) as reader:
-            yield reader.shapes(), lambda names: ((name, reader.read(name)) for name in names)
+            yield reader.shapes(), lambda names: ((name, reader.read(name)) for name in names), reader.info.dataset
         return
     place = open_place(path)
     checkpoint = newest_whole(place.child("checkpoints"))
     if checkpoint is None:
         raise InitError(f"init.path {path}: holds no whole checkpoint; name a run's folder or a .safetensors snapshot")
+    origin = Origin.read(place)
+    facts = DataFacts() if origin is None else DataFacts.from_json(origin.facts, place.describe(ORIGIN))
     folder = Path(path) if place.is_local else scratch_folder(config) / "init"
     if dist.get_local_rank() == 0 and not place.is_local:
+        check_scratch(folder.parent, open_place(config.run_folder()).address)
+        take_scratch(folder.parent, open_place(config.run_folder()).address)
         localise(place, checkpoint, folder)
     dist.barrier()
     local = folder / "checkpoints" / checkpoint.name
     check_checkpoint(local)
     if checkpoint.sharded:
-        yield _shapes_of_sharded(local), lambda names: _read_sharded(local, names)
+        yield _shapes_of_sharded(local), lambda names: _read_sharded(local, names), facts
     else:
         state = load_torch(local, str(local), mmap=True)["state"]["model"]
         tensors = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        yield shapes, lambda names: ((name, tensors[name]) for name in names)
+        yield shapes, lambda names: ((name, tensors[name]) for name in names), facts
 
 
 def _shapes_of_sharded(folder: Path) -> Shapes:

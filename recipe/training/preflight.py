@@ -1,8 +1,10 @@
 """Everything that can stop a run, found out on rank 0 before a process group exists, so that one rank says it once."""
 
 import importlib.metadata
+import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -13,15 +15,18 @@ from recipe.configuration.schema import Config
 from recipe.configuration.spans import Span
 from recipe.data.autoencoder import find_vae
 from recipe.data.checks import TrainingData, check_data, resolve
+from recipe.data.index import sources
 from recipe.edm2.networks.precond import Precond
 from recipe.planning.sizes import checkpoint_bytes, snapshot_bytes
 from recipe.storage.addresses import open_place
 from recipe.storage.ownership import Ownership
 from recipe.storage.places import Place
-from recipe.training.folder import PROGRESS, local_folder
-from recipe.weights.checkpoints import Checkpoint, clean_up, list_checkpoints
+from recipe.training.folder import PROGRESS, check_scratch, local_folder
+from recipe.training.origin import origin_of, refuse_snapshots
+from recipe.weights.checkpoints import Checkpoint, clean_up, list_checkpoints, newest_whole
 
 CONFIG = "config.yaml"
+HEADER = "# edm2-recipe"
 
 
 class RunError(UserError):
@@ -37,12 +42,14 @@ class Start:
         data: what is known of the data.
         place: the run's folder.
         checkpoint: to go on from, relative to the run's checkpoints folder; None = from the beginning.
+        run: name of the run, in its snapshots.
     """
 
     config: Config
     data: TrainingData
     place: Place
     checkpoint: Checkpoint | None
+    run: str | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -76,18 +83,59 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
     place = open_place(config.run_folder())
     place.check_access()
     check_space(config, place)
-    stored = place.read(CONFIG).decode() if place.size(CONFIG) is not None else None
-    if stored is not None:
-        check_agreement(config, stored, f"save_folder {place.address}")
+    check_scratch_folder(config, place)
+    changed = check_folder(config, place)
     ownership = Ownership(place)
     try:
         checkpoint = find_checkpoint(place, config.autoresume)
-        text = f"# edm2-recipe {importlib.metadata.version('edm2-recipe')}\n{to_yaml(config)}"
+        origin = origin_of(config, data, place, checkpoint is not None, changed)
+        text = f"{HEADER} {importlib.metadata.version('edm2-recipe')}\n{to_yaml(config)}"
         place.write(CONFIG, text.encode())
+        origin.write(place)
     except BaseException:
         ownership.release()
         raise
-    return Start(config, data, place, checkpoint), ownership
+    return Start(config, data, place, checkpoint, origin.run), ownership
+
+
+def check_folder(config: Config, place: Place) -> list[str]:
+    """Compare the run's folder with the configuration; returns what changed of it, as `allow_changes` permits.
+
+    Raises:
+        RunError: it holds files of something else.
+        DisagreementError: it holds a run of other hyper-parameters.
+    """
+    if place.size(CONFIG) is None:
+        found = [f"checkpoints/{each.name}" for each in list_checkpoints(place.child("checkpoints"))]
+        if found:
+            newest_whole(place.child("checkpoints"))  # foreign code in it is told first
+            raise RunError(
+                f"save_folder {place.address}: holds {found[0]}, but no {CONFIG} of the run that wrote it; bring that "
+                "too, choose another run_name, or start from these weights with init.path"
+            )
+        return []
+    stored = place.read(CONFIG).decode(errors="replace")
+    if not stored.startswith(HEADER):
+        raise RunError(
+            f"save_folder {place.address}: holds a {CONFIG} that is not of a run of this recipe, and that a run would "
+            "overwrite; choose another save_folder or run_name"
+        )
+    return check_agreement(config, stored, f"save_folder {place.address}")
+
+
+def check_scratch_folder(config: Config, place: Place) -> None:
+    """Raises RunError or ScratchError if the folder that this run would empty holds anything that is not its own."""
+    folder = local_folder(config, place)
+    if place.is_local:
+        return
+    check_scratch(folder, place.address)
+    scratch = Path(os.path.realpath(folder))
+    for source in sources(config.data):
+        if Path(os.path.realpath(source.local)).is_relative_to(scratch):
+            raise RunError(
+                f"{source.key}.local {source.local}: lies in {folder}, which the run empties; choose another folder, "
+                "or another scratch_folder"
+            )
 
 
 def find_checkpoint(place: Place, autoresume: bool) -> Checkpoint | None:
@@ -103,13 +151,14 @@ def find_checkpoint(place: Place, autoresume: bool) -> Checkpoint | None:
                 f"save_folder {place.address}: holds the checkpoints of a run, and autoresume is false; "
                 "set autoresume=true to go on, or choose another run_name"
             )
+        refuse_snapshots(place)
         return None
     checkpoint = clean_up(folder)
     if checkpoint is None and place.size(PROGRESS) is not None:
         last = place.read(PROGRESS).decode().strip()
         raise RunError(
             f"save_folder {place.address}: the run had reached checkpoint {last}, but no whole one is left (deleted or "
-            f"expired); choose another run_name, or delete {PROGRESS} there to begin anew"
+            "expired); choose another run_name, or move the whole folder away to begin anew"
         )
     return checkpoint
 

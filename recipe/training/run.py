@@ -12,11 +12,13 @@ from recipe.command_line import AGAIN, UserError, say
 from recipe.configuration.schema import Config, Data
 from recipe.data.checks import resolve
 from recipe.data.index import INDEX, sources
+from recipe.data.loader import check_sockets
 from recipe.ranks import Ranks, find_ranks
 from recipe.storage.addresses import open_place
 from recipe.storage.ownership import Ownership
 from recipe.storage.places import AccessError, ExpiredKeysError, StorageError
 from recipe.training.checkpointing import Checkpoints
+from recipe.training.finite import way_back
 from recipe.training.folder import RunFolder
 from recipe.training.preflight import RunError, Start, prepare
 from recipe.training.stopping import GracefulStop
@@ -37,6 +39,7 @@ def train(config: Config, ranks: Ranks | None = None) -> int:
         UserError: bad data, access, configuration or folder; a loss that is NaN; results that cannot be stored.
     """
     check_device(config)
+    check_sockets(config.data)
     ranks = ranks or find_ranks()
     if ranks.first:
         found, ownership = prepare(config)
@@ -48,7 +51,7 @@ def train(config: Config, ranks: Ranks | None = None) -> int:
         start, device = meet(config, found)
         trainer, folder, stop = build_trainer(start, device, ownership)
         try:
-            fit(trainer, config, stop)
+            fit(trainer, config, folder, stop)
         except BaseException:
             trainer.engine.close()  # Trainer.close would wait here for ranks that did not fail
             raise
@@ -83,7 +86,7 @@ def meet(config: Config, found: Start | None) -> tuple[Start, Device]:
     return dataclasses.replace(start, config=resolve(config, start.data.facts)), device
 
 
-def fit(trainer: Trainer, config: Config, stop: GracefulStop) -> None:
+def fit(trainer: Trainer, config: Config, folder: RunFolder, stop: GracefulStop) -> None:
     """Train to the end, if it is not reached already, which `Trainer.fit` would refuse.
 
     Raises:
@@ -96,15 +99,18 @@ def fit(trainer: Trainer, config: Config, stop: GracefulStop) -> None:
     except UserError:
         raise
     except Exception as error:
+        batch, text = trainer.state.timestamp.batch.value, " ".join(str(error).split())
+        if "contains a NaN" in text:  # NaNMonitor's words
+            raise RunError(f"batch {batch}: {text} {way_back(folder, batch)}") from None
         lost = stop.problem() or unreadable(config.data)
         if lost is not None:  # then what failed is the first thing that needed it
             raise lost from None
-        if "contains a NaN" not in str(error):  # NaNMonitor's words
-            raise
-        raise RunError(
-            f"batch {trainer.state.timestamp.batch.value}: {error} The checkpoints in {config.run_folder()}/"
-            "checkpoints are from before; lower optimizer.ref_lr or use model.dtype=float32, and start again"
-        ) from None
+        if "DataLoader worker" in text:  # torch's
+            raise RunError(
+                f"batch {batch}: {text}; if the machine's memory was full, lower data.num_workers; the same command "
+                "goes on from the last checkpoint"
+            ) from None
+        raise
 
 
 def give_up(ownership: Ownership) -> None:

@@ -3,6 +3,10 @@
 import logging
 import os
 import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -20,6 +24,7 @@ log = logging.getLogger(__name__)
 
 STOP, FAIL = 1, 2
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGHUP"}
+STUCK = 15.0  # seconds without a batch after which a signal ends the run at once; launchers kill after 30
 
 
 class UnsavableError(UserError):
@@ -45,11 +50,13 @@ class GracefulStop(Callback):
     Args:
         uploads: of this rank.
         ownership: of the run's folder; None on ranks other than 0.
+        waited: seconds for which this rank has been waiting for its next batch.
     """
 
-    def __init__(self, uploads: Uploads, ownership: Ownership | None = None):
+    def __init__(self, uploads: Uploads, ownership: Ownership | None = None, waited: Callable[[], float] = lambda: 0.0):
         self.uploads = uploads
         self.ownership = ownership
+        self.waited = waited
         self.received: str | None = None
         self.stopped = False
         self.process = os.getpid()
@@ -61,6 +68,7 @@ class GracefulStop(Callback):
         if os.getpid() != self.process:
             return  # a worker of the loader, which ends with its rank
         self.received = self.received or SIGNALS[signal.Signals(number)]
+        threading.Thread(target=self._end_if_stuck, args=(number,), daemon=True, name="stop").start()
         if number != signal.SIGINT:
             return
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, even where no handler of Python's can run
@@ -71,6 +79,18 @@ class GracefulStop(Callback):
             interrupts.write_line(
                 f"train.py: finishing the batch and saving{limit}; a second Ctrl-C ends at once, unsaved"
             )
+
+    def _end_if_stuck(self, number: int) -> None:
+        """A batch that does not come is not waited for: there is nothing new to save, and a launcher would kill."""
+        while self.waited() < STUCK:
+            time.sleep(0.5)
+        print(
+            f"{SIGNALS[signal.Signals(number)]}: no batch has come from the data for {STUCK:.0f} s; ending without it. The "
+            "same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(128 + number)
 
     def leave_together(self) -> None:
         """Wait for all ranks; from then on no signal counts: a launcher that sees one rank leave ends the others."""

@@ -42,8 +42,8 @@ def build_trainer(start: Start, device: Device, ownership: Ownership | None) -> 
     model, parallelism = build_model(config, device)
     restore = restore_from(folder, start.checkpoint, start.epoch)
     if restore is None and config.init is not None:
-        load_initial_weights(model, config)
-    stop = GracefulStop(folder.uploads, ownership)
+        load_initial_weights(model, config, start.data.facts)
+    stop = GracefulStop(folder.uploads, ownership, loader.waited)
     trainer = Trainer(
         model=model,
         train_dataloader=loader,
@@ -142,6 +142,7 @@ def callbacks(start: Start, folder: RunFolder, device: Device) -> list[Callback]
             start.data.facts,
             ema.snapshot_keep,
             config.loss.label_dropout,
+            start.run,
         ),
         SampleGrid(
             folder,

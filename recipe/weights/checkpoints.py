@@ -15,7 +15,8 @@ from recipe.storage.places import Entry, Place
 from recipe.weights.pickles import METADATA, parse_metadata
 
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"(?P<name>ba(?P<single>\d+)-rank0\.pt|ep\d+-ba(?P<sharded>\d+)(?=/))(/.*)?")
+_PARTS = r"/(__\d+_\d+\.distcp|\.metadata(\.tmp)?)"  # as torch names them; what else lies there is not its own
+_NAME = re.compile(rf"(?P<name>ba(?P<single>\d+)-rank0\.pt|ep\d+-ba(?P<sharded>\d+)(?=/))({_PARTS})?")
 
 
 @dataclass(frozen=True, order=True)

@@ -81,6 +81,11 @@ def reconstruct(
             same = (reader.info.config, reader.info.network) == (last.info.config, last.info.network)
             if not same or set(reader.names()) != set(last.names()):
                 raise SnapshotError(f"{reader.path}: holds another network than {last.path}; keep one run per folder")
+            if None not in (reader.info.run, last.info.run) and reader.info.run != last.info.run:
+                raise SnapshotError(
+                    f"{reader.path}: is of another run than {last.path}, though of the same network; keep one run per "
+                    "folder"
+                )
         buffers = buffer_names(last.info.network, last.info.config)
         averaged = [name for name in last.names() if name not in buffers]
         for name in sorted(buffers):

@@ -37,6 +37,10 @@ class SnapshotError(UserError):
     """A file that is not a usable snapshot; the message names it."""
 
 
+class NotFiniteError(SnapshotError):
+    """A whole snapshot of weights that are NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class SnapshotInfo:
     """What a snapshot says of itself.
@@ -48,6 +52,7 @@ class SnapshotInfo:
         dataset: the facts of the training data; of a file of another origin they may say nothing.
         extra: further entries in JSON, for example how a post-hoc average was made.
         config: kind of the network; a file that does not name one holds a network of config G.
+        run: names the run that it is from, as no other run's; None if it is not known.
     """
 
     network: dict[str, Any]
@@ -56,6 +61,7 @@ class SnapshotInfo:
     dataset: DataFacts = field(default_factory=DataFacts)
     extra: dict[str, Any] = field(default_factory=dict)
     config: str = "G"
+    run: str | None = None
 
 
 def snapshot_name(nimg: int, sigma_rel: float, kind: str = "snapshot") -> str:
@@ -177,7 +183,7 @@ class SnapshotReader:
         checksum, _, text = metadata[METADATA_KEY].partition(" ")
         if checksum != _sha256(text.encode()):
             raise SnapshotError(f"{self.path}: the checksum of its header does not match; fetch or make it again")
-        header = {"config": "G"} | json.loads(text)
+        header = {"config": "G", "run": None} | json.loads(text)
         if header["format"] != FORMAT:
             raise SnapshotError(
                 f"{self.path}: has format {header['format']}; this version of the recipe reads {FORMAT}"
@@ -213,6 +219,11 @@ class SnapshotReader:
         for name, tensor in zip(names, tensors, strict=True):
             if digest(tensor) != self._digests[name]:
                 raise SnapshotError(f"{self.path}: the checksum of {name} does not match; fetch or make the file again")
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise NotFiniteError(
+                    f"{self.path}: {name} holds numbers that are not finite: the run had diverged by then; use an "
+                    "earlier snapshot"
+                )
         return tensors
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -226,9 +237,18 @@ def is_intact(path: Path, name: str) -> bool:
     try:
         with SnapshotReader(path) as reader:
             reader.read_all()
+    except NotFiniteError:
+        return True  # as it was made
     except ValueError:
         return False
     return True
+
+
+def check_finite(path: Path) -> None:
+    """Raises SnapshotError if a local file is a snapshot in which a number is NaN or infinite, or is damaged."""
+    with SnapshotReader(path) as reader:
+        for name in reader.names():
+            reader.read(name)
 
 
 def load_network(path: Path | str, dtype: torch.dtype = torch.float32) -> tuple[Precond, SnapshotInfo]:

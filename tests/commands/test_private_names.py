@@ -24,6 +24,14 @@ ATTRIBUTES: dict[str, Callable[[], object]] = {  # of instances, so that no impo
         "_fsdp_wrap" in inspect.getsource(resolve("composer.distributed.dist_strategy")) or None
     ),
     "concurrent.futures.ThreadPoolExecutor._max_workers": lambda: ThreadPoolExecutor(1)._max_workers,
+    **{
+        f"streaming.StreamingDataset.{name}": lambda name=name: (
+            f"self.{name} = " in inspect.getsource(resolve("streaming.StreamingDataset"))
+            or f"self.{name}: " in inspect.getsource(resolve("streaming.StreamingDataset"))
+            or None
+        )
+        for name in ("_shard_states", "_shard_access_times", "_cache_filelock", "_unique_rank_world", "_event")
+    },
     "datasets.Dataset._fingerprint": lambda: resolve("datasets.Dataset").from_dict({"a": [1]})._fingerprint,
 }
 

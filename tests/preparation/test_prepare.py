@@ -572,3 +572,33 @@ def test_streamed_back_from_s3_by_two_ranks_with_a_small_cache(
     assert done.returncode == 0, done.stdout + done.stderr
     cached = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.mds"))
     assert 0 < cached <= size
+
+
+def test_folders_that_only_look_like_its_own_stay(photos: Path, tmp_path: Path):
+    """Beside OUT it makes `.OUT.partial`, and for a moment `.OUT.old-...`; what a user has under such names is his."""
+    out = tmp_path / "out"
+    old = tmp_path / ".out.old"
+    old.mkdir()
+    (old / "thesis.txt").write_text("mine")
+    prepare(str(photos), out, workers=1, **OPTIONS)
+    prepare(str(photos), out, workers=1, overwrite=True, **OPTIONS | {"resolution": 8})
+    assert (old / "thesis.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".out")) == [".out.old"]
+    partial = tmp_path / ".other.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("mine")
+    with pytest.raises(PreparationError, match=r"\.other\.partial, where it would be made, holds other files, such as"):
+        prepare(str(photos), tmp_path / "other", workers=1, **OPTIONS)
+    assert [path.name for path in partial.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("how", ["folder", "link"])
+def test_a_source_is_not_replaced_by_itself(how: str, photos: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    prepare(str(photos), out, workers=1, **OPTIONS)
+    (tmp_path / "link").symlink_to(out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    source = out if how == "folder" else tmp_path / "link"
+    with pytest.raises(PreparationError, match=r"--out .*out: is the source, which would be replaced"):
+        prepare(str(source), out, workers=1, overwrite=True, resolution=8)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

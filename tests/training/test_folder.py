@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from recipe.storage.local import LocalPlace
-from recipe.training.folder import RunFolder
+from recipe.training.folder import MARK, RunFolder, ScratchError, check_scratch
 
 
 class Elsewhere(LocalPlace):
@@ -59,13 +59,14 @@ def test_what_cannot_be_stored_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_forgetting_and_emptying(tmp_path: Path):
     run = folder(tmp_path, Elsewhere)
+    run.empty_scratch()
     write(run, *FILES, "checkpoints/ep0-ba8/.metadata")
     run.forget("checkpoints/ep0-ba8")
     run.forget(FILES[1])
     run.forget("snapshots/missing")
-    assert {path.name for path in run.local.rglob("*") if path.is_file()} == {"a.safetensors", "events"}
+    assert {path.name for path in run.local.rglob("*") if path.is_file()} == {"a.safetensors", "events", MARK}
     run.empty_scratch()
-    assert list(run.local.iterdir()) == []
+    assert [path.name for path in run.local.iterdir()] == [MARK]
     assert run.local.stat().st_mode & 0o777 == 0o700
 
 
@@ -79,3 +80,41 @@ def test_nothing_of_a_local_run_is_deleted(tmp_path: Path):
     run.empty_scratch()
     run.uploads.drain()
     assert all((tmp_path / "stored" / name).read_text() == name for name in FILES)
+
+
+def test_scratch_that_is_not_the_runs_is_never_emptied(tmp_path: Path):
+    run = folder(tmp_path, Elsewhere)
+    write(run, "notes/thesis.txt")
+    with pytest.raises(ScratchError, match="holds files that no run put there, such as notes"):
+        run.empty_scratch()
+    assert (run.local / "notes/thesis.txt").read_text() == "notes/thesis.txt"
+
+
+def test_scratch_of_another_run_of_that_name_is_never_emptied(tmp_path: Path):
+    run = folder(tmp_path, Elsewhere)
+    run.empty_scratch()
+    write(run, *FILES)
+    other = RunFolder(Elsewhere(tmp_path / "elsewhere"), run.local)
+    with pytest.raises(ScratchError, match=r"holds the files of the run in .*stored"):
+        other.empty_scratch()
+    assert (run.local / FILES[0]).exists()
+
+
+def test_a_link_in_scratch_is_removed_and_not_what_it_names(tmp_path: Path):
+    run = folder(tmp_path, Elsewhere)
+    run.empty_scratch()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_text("a")
+    (run.local / "photos").symlink_to(photos)
+    run.empty_scratch()
+    assert (photos / "a.jpg").exists() and not (run.local / "photos").is_symlink()
+
+
+def test_scratch_that_is_a_link_to_a_users_folder_is_refused(tmp_path: Path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_text("a")
+    (tmp_path / "scratch").symlink_to(photos)
+    with pytest.raises(ScratchError, match=r"a\.jpg"):
+        check_scratch(tmp_path / "scratch", "s3://bucket/run")

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from helpers.commands import train_arguments
 from recipe.configuration.reader import read_config
+from recipe.data.facts import DataFacts
 from recipe.edm2.networks.precond import Precond
 from recipe.training.initial_weights import LABELS, InitError, load_initial_weights
 from recipe.training.model import DiffusionModel
@@ -51,7 +52,7 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[DiffusionMo
 
 def load(target: DiffusionModel, path: str) -> None:
     config = read_config(train_arguments(Path("none"), Path("none"), f"init.path={path}"))
-    load_initial_weights(target, config)
+    load_initial_weights(target, config, DataFacts())
 
 
 def test_the_same_network(trained: tuple[DiffusionModel, str], capsys: pytest.CaptureFixture[str]):

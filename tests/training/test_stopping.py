@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from composer.core import Algorithm, Callback, State
 from composer.loggers import Logger
 
+from helpers.commands import train_arguments
+from helpers.forks import Forked
 from helpers.step_inputs import inputs_algorithm
 from helpers.training import TINY, Examples, fit
 from recipe.edm2.networks.precond import Precond
@@ -104,3 +107,49 @@ def test_a_worker_of_the_loader_is_not_told(capfd: pytest.CaptureFixture[str]):
             os.kill(os.getpid(), signal.SIGINT)
         os._exit(0 if stop.received is None else 1)
     assert os.waitpid(pid, 0)[1] == 0 and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_batch_that_does_not_come_is_not_waited_for(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Only one that is late: a batch that is being computed is finished, however long it takes."""
+    ended: list[int] = []
+    monkeypatch.setattr("recipe.training.stopping.os._exit", ended.append)
+    monkeypatch.setattr("recipe.training.stopping.STUCK", 0.6)
+    waited = 0.0
+    GracefulStop(Uploads(), waited=lambda: waited)
+    os.kill(os.getpid(), number)
+    time.sleep(0.7)
+    assert ended == []
+    waited = 0.7
+    deadline = time.monotonic() + 5
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ended == [128 + number]
+    assert "no batch has come from the data" in capsys.readouterr().err
+
+
+STUCK_RUN = """
+import sys, time
+from recipe.data.dataset import ImageDataset
+ImageDataset.get_item = lambda self, index, retry=7: time.sleep(1000)
+from recipe.train import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_waits_for_data_ends(workers: int, digits: Path, tmp_path: Path):
+    script = tmp_path / "stuck.py"
+    script.write_text(STUCK_RUN)
+    arguments = train_arguments(digits, tmp_path / "run", f"data.num_workers={workers}")
+    with Forked(script, *arguments, timeout=120) as process:
+        (pid,) = process.ranks()
+        while not (tmp_path / "run" / "owner.json").exists():
+            time.sleep(0.1)
+        time.sleep(8)  # by then it waits for the first batch
+        os.kill(pid, signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert "no batch has come from the data" in process.errors()

@@ -113,3 +113,12 @@ def test_foreign_code_is_refused_not_passed_over(place: Place):
     place.write("ep0-ba8/.metadata", pickle.dumps(os.system))
     with pytest.raises(UntrustedPickle, match="system"):
         newest_whole(place)
+
+
+def test_what_else_lies_in_a_sharded_checkpoint_stays(tmp_path: Path):
+    place = open_place(tmp_path)
+    for name in ("__0_0.distcp", "notes.txt", "old/__0_0.distcp"):
+        place.write(f"ep0-ba8/{name}", b"x")
+    assert clean_up(place) is None
+    assert [entry.name for entry in place.list()] == ["ep0-ba8/notes.txt", "ep0-ba8/old/__0_0.distcp"]
+    assert list_checkpoints(place) == []

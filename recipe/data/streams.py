@@ -1,0 +1,70 @@
+"""One data set as streaming reads it, changed so that it deletes nothing but what this recipe fetched."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from streaming import Stream
+from streaming.base.format import Reader
+
+from recipe.data.index import Shard, Source, stored_file
+
+HASH = "sha1"  # that prepare.py notes of each shard by default
+
+
+class KeptStream(Stream):
+    """A stream that leaves files alone, and shards that are not whole too.
+
+    streaming deletes files of a folder in two more places than its cache limit: packed shards whose unpacked form is
+    there or is made, and unpacked ones without their packed form, even if the folder is all there is of the data.
+
+    Args:
+        source: the data set.
+        ours: whether the folder `local` is a cache that this recipe took empty; only then is anything deleted there.
+        verify: compare each shard that comes with its digest in the index.
+        proportion: its share; None = it is the only data set.
+    """
+
+    def __init__(self, source: Source, ours: bool, verify: bool = False, proportion: float | None = None):
+        share: dict[str, Any] = {} if proportion is None else {"proportion": proportion}
+        super().__init__(
+            remote=source.remote,
+            local=source.local,
+            keep_zip=not ours,
+            validate_hash=HASH if verify and source.remote is not None else None,
+            **share,
+        )
+        self.ours = ours
+        self.bytes_at_first = 0
+
+    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """See which shards are there: in any form, as the other one is made or fetched when it is needed."""
+        names = {entry.name for entry in os.scandir(self.local)}
+        for number, shard in enumerate(shards):
+            found = [part.bytes for pair in shard.file_pairs for part in pair if part and part.basename in names]
+            cache_usage_per_shard[number] = sum(found)
+        self.bytes_at_first = int(cache_usage_per_shard.sum()) + self.get_index_size()
+
+    def prepare_shard(self, shard: Reader) -> int:
+        """Fetch and unpack what is missing of a shard. What came of a shard that turns out damaged is removed again."""
+        paths = [Path(self.local) / part.basename for pair in shard.file_pairs for part in pair if part]
+        missing = [path for path in paths if not path.exists()]
+        try:
+            delta = super().prepare_shard(shard)
+            for raw, _ in shard.file_pairs:
+                path = Path(self.local) / raw.basename
+                if path.stat().st_size != raw.bytes:
+                    raise ValueError(f"{path}: has {path.stat().st_size} bytes and not the {raw.bytes} of the index")
+        except Exception:
+            for path in missing:
+                path.unlink(missing_ok=True)
+            raise
+        return delta
+
+
+def has_hashes(shards: Sequence[Shard]) -> bool:
+    """Whether the index notes the digest of each shard."""
+    return all(HASH in stored_file(shard).get("hashes", {}) for shard in shards)
