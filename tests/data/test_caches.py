@@ -232,7 +232,7 @@ def test_a_shard_that_is_deleted_again_is_fetched_again(cache: list[str], tmp_pa
     def delete() -> None:
         while not done.is_set():
             for shard in range(dataset.num_shards):
-                if dataset._shard_states[shard] == 2:  # there
+                if dataset._shard_states[shard] == 3:  # there, and not being fetched
                     dataset.evict_shard(shard)
             time.sleep(0.003)
 
