@@ -34,19 +34,23 @@ class Options(argparse.ArgumentParser):
     def __init__(self, command: str, description: str):
         super().__init__(prog=command, description=description, allow_abbrev=False)
 
+    def known(self) -> list[str]:
+        """The options that there are, as they are written."""
+        return re.findall(r"--[a-z][a-z-]*", self.format_usage())
+
     def error(self, message: str) -> NoReturn:
         own = re.sub(r"^argument \S+: (?=(-|[A-Z]+ ))", "", message)  # what the types below raise names the option
         if own == message:
             match = re.match(r"unrecognized arguments: (--[^ =]+)", message)
-            close = difflib.get_close_matches(match[1], self._option_string_actions, n=1) if match else []
+            close = difflib.get_close_matches(match[1], self.known(), n=1) if match else []
             own += f"; did you mean {close[0]}?" if close else "; see --help"
         exit_with(self.prog, own)
 
     def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # pyright: ignore
-        given = list(sys.argv[1:] if args is None else args)
+        given, known = list(sys.argv[1:] if args is None else args), self.known()
         names = [text.split("=", 1)[0] for text in given if text.startswith("--")]
         for name in dict.fromkeys(names):
-            if name in self._option_string_actions and names.count(name) > 1:
+            if name in known and names.count(name) > 1:
                 exit_with(self.prog, f"{name}: is given {names.count(name)} times; keep one of them")
         return super().parse_args(given)
 

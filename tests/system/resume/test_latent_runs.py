@@ -105,7 +105,7 @@ def test_sample_refuses_a_guide_with_another_whitening(trained: Path, vae: Path,
     snapshot = max((trained / "snapshots").iterdir())
     dataset = DataFacts(kind="latents", whitening=Whitening((0.0,) * 4, (1.0,) * 4))
     guide = resaved(snapshot, tmp_path / "guide.safetensors", dataset)
-    options = ("--out", tmp_path / "images", "--vae", vae, "--guide", guide)
+    options = ("--out", tmp_path / "images", "--vae", vae, "--guide", guide, "--guidance", 2)
     message = refused(sample, monkeypatch, capsys, snapshot, *options)
     assert f"--guide {guide}: makes latents scaled in another way than {snapshot}" in message
 
