@@ -84,9 +84,9 @@ class GracefulStop(Callback):
         """A batch that does not come is not waited for: there is nothing new to save, and a launcher would kill."""
         while self.waited() < STUCK:
             time.sleep(0.5)
+        name, what = SIGNALS[signal.Signals(number)], f"no batch has come from the data for {STUCK:.0f} s"
         print(
-            f"{SIGNALS[signal.Signals(number)]}: no batch has come from the data for {STUCK:.0f} s; ending without it. The "
-            "same command goes on from the last checkpoint",
+            f"{name}: {what}; ending without it. The same command goes on from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
