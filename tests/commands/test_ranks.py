@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,15 @@ def test_other_nodes_may_come_later(rank: int, monkeypatch: pytest.MonkeyPatch, 
     assert len(lines) >= 2 and all(f"rank {rank} waits for rank" in line for line in lines)
 
 
+@pytest.fixture
+def pythons_own_handler() -> Iterator[None]:
+    """That of SIGINT, which Composer's import replaces."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own_handler")
 def test_ctrl_c_ends_the_waiting(monkeypatch: pytest.MonkeyPatch):
     given = variables(f"RANK=0 WORLD_SIZE=4 LOCAL_WORLD_SIZE=1 MASTER_ADDR=10.255.255.1 MASTER_PORT={free_port()}")
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()

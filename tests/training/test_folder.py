@@ -32,7 +32,7 @@ FILES = ("snapshots/a.safetensors", "checkpoints/ba8-rank0.pt", "tensorboard/eve
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_what_is_stored_is_deleted_here_but_for_open_event_files(later: bool, tmp_path: Path):
+def test_what_is_stored_whole_is_deleted_here(later: bool, tmp_path: Path):
     run = folder(tmp_path, Elsewhere)
     write(run, *FILES)
     for name in FILES:
@@ -40,7 +40,16 @@ def test_what_is_stored_is_deleted_here_but_for_open_event_files(later: bool, tm
     run.uploads.drain()
     assert run.uploads.failure is None
     assert [(tmp_path / "stored" / name).read_text() for name in FILES] == list(FILES)
-    assert [name for name in FILES if (run.local / name).exists()] == ["tensorboard/events"]
+    assert [name for name in FILES if (run.local / name).exists()] == []
+
+
+def test_a_file_that_grows_stays(tmp_path: Path):
+    run = folder(tmp_path, Elsewhere)
+    write(run, FILES[2])
+    run.keep_beginning(FILES[2], size=5)
+    run.uploads.drain()
+    assert (tmp_path / "stored" / FILES[2]).read_text() == FILES[2][:5]
+    assert [path.read_text() for path in (run.local / FILES[2]).parent.iterdir()] == [FILES[2]]
 
 
 def test_what_cannot_be_stored_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -28,6 +28,7 @@ def _handlers() -> Iterator[None]:
     """The handlers of the test's own process come back."""
     numbers = list(SIGNALS)
     before = [signal.getsignal(number) for number in numbers]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
