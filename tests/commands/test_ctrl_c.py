@@ -56,8 +56,8 @@ HANGS = """
 import time
 from recipe.interrupts import interruptible
 with interruptible("script.py", "go on"):
-    print("working", flush=True)
     try:
+        print("working", flush=True)
         [time.sleep(0.1) for _ in range(600)]
     finally:
         print("hanging", flush=True)
