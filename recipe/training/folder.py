@@ -97,7 +97,7 @@ def check_scratch(folder: Path, address: str) -> None:
         return
     except NotADirectoryError:
         raise ScratchError(f"scratch_folder: {folder} is a file; choose another scratch_folder") from None
-    if not names:
+    if not names or (folder == _own_scratch(address, folder.name[:-9]) and not folder.is_symlink()):
         return
     try:
         owner = json.loads((folder / MARK).read_bytes())["save_folder"]
@@ -132,8 +132,13 @@ def scratch_folder(config: Config) -> Path:
     """
     if config.scratch_folder is not None:
         return Path(config.scratch_folder) / config.run_name
-    key = hashlib.sha256(config.run_folder().encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"edm2-{os.getuid()}" / f"{config.run_name}-{key}"
+    return _own_scratch(config.run_folder(), config.run_name)
+
+
+def _own_scratch(address: str, run_name: str) -> Path:
+    """The folder that a run makes if it is given none; its name says enough, where a run has left no mark in it."""
+    key = hashlib.sha256(address.encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"edm2-{os.getuid()}" / f"{run_name}-{key}"
 
 
 def localise(place: Place, checkpoint: Checkpoint, folder: Path) -> None:

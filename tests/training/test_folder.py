@@ -1,12 +1,13 @@
 """What stays on a run's machine once it is stored elsewhere, and that a local run loses nothing."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipe.storage.local import LocalPlace
-from recipe.training.folder import MARK, RunFolder, ScratchError, check_scratch
+from recipe.training.folder import MARK, RunFolder, ScratchError, _own_scratch, check_scratch
 
 
 class Elsewhere(LocalPlace):
@@ -107,6 +108,20 @@ def test_scratch_of_another_run_of_that_name_is_never_emptied(tmp_path: Path):
     with pytest.raises(ScratchError, match=r"holds the files of the run in .*stored"):
         other.empty_scratch()
     assert (run.local / FILES[0]).exists()
+
+
+def test_the_folder_that_a_run_makes_is_known_without_a_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By its name, in which the run's address is; not if it is a link, nor if it is another run's."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = _own_scratch("s3://bucket/run", "run")
+    (own / "snapshots").mkdir(parents=True)
+    check_scratch(own, "s3://bucket/run")
+    with pytest.raises(ScratchError, match="no run put there, such as snapshots"):
+        check_scratch(own, "s3://bucket/other")
+    own.rename(tmp_path / "photos")
+    own.symlink_to(tmp_path / "photos")
+    with pytest.raises(ScratchError, match="no run put there, such as snapshots"):
+        check_scratch(own, "s3://bucket/run")
 
 
 def test_a_link_in_scratch_is_removed_and_not_what_it_names(tmp_path: Path):

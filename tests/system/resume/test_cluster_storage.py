@@ -46,7 +46,7 @@ def test_the_network_goes_for_good(digits: Path, object_store: ObjectStore, tmp_
         place = open_place(folder)
         deadline = time.monotonic() + 100
         while not place.list("snapshots/"):
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.1)
         proxy.refuse_all()
         assert process.wait(timeout=100) == 2
