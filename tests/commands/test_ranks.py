@@ -138,4 +138,4 @@ def test_a_whole_environment_that_is_left_over(script: str, tmp_path: Path):
     begin = time.monotonic()
     done = run([sys.executable, str(TRAIN.with_name(script)), *arguments], env=given, timeout=60)
     assert_refused(done, f"{script}: WORLD_SIZE=4: ranks 1, 2, 3 of 4 must run on this machine", "unset RANK")
-    assert time.monotonic() - begin < 30 and not (tmp_path / "run").exists()
+    assert time.monotonic() - begin < 60 and not (tmp_path / "run").exists()
