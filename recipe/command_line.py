@@ -19,9 +19,8 @@ def parse_integers(text: str) -> list[int]:
         first, dash, last = (word.strip() for word in part.partition("-"))
         start, end = whole(first), whole(last if dash else first)
         if start is None or end is None or not first[0].isdecimal() or not (last or first)[0].isdecimal():
-            reason = next((found for word in (first, last) if (found := why_not(word)) is not None), None)
-            more = "" if reason is None else f"; {part.strip()!r} {reason[0]}: {reason[1]}"
-            raise ValueError(f"{text!r} is not a list of whole numbers and ranges such as 0-39,50{more}")
+            rule = "is not a list of whole numbers and ranges such as 0-39,50"
+            raise ValueError(f"{text!r} {rule}{_reason(part, (first, last))}")
         if end < start:
             raise ValueError(f"{part.strip()!r} is a range that falls; write {end}-{start}")
         if end >= 2**63:
@@ -47,11 +46,15 @@ def parse_numbers(text: str) -> list[float]:
                 raise ValueError(f"{text!r} are more than {MOST} numbers; use a larger step")
             numbers += [round(start + index * step, 9) for index in range(count)]
         else:
-            reason = next((found for word in words if (found := why_not(word)) is not None), None)
-            more = "" if reason is None else f"; {part.strip()!r} {reason[0]}: {reason[1]}"
             rule = "is not a list of numbers and ranges start:end:step such as 0.05,0.10:0.20:0.05"
-            raise ValueError(f"{text!r} {rule}{more}")
+            raise ValueError(f"{text!r} {rule}{_reason(part, words)}")
     return numbers
+
+
+def _reason(part: str, words: Sequence[str]) -> str:
+    """Why the first of the words in a part of a list is no number, to be added to a message; "" if nothing is known."""
+    reason = next((found for word in words if (found := why_not(word)) is not None), None)
+    return "" if reason is None else f"; {part.strip()!r} {reason[0]}: {reason[1]}"
 
 
 def unique(values: Sequence[float]) -> list[float]:

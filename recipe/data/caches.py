@@ -17,7 +17,7 @@ from pathlib import Path
 from streaming.base.util import bytes_to_int
 
 from recipe.data.facts import DataError
-from recipe.data.index import INDEX, OpenedSource, Shard, Source
+from recipe.data.index import INDEX, OpenedSource, Shard, Source, files_of
 
 MARK = ".edm2-cache.json"
 IGNORED = ("lost+found",)  # of a file system whose top folder is the cache
@@ -123,7 +123,7 @@ class RemoteData:
 
     def _check_sizes(self, key: str) -> None:
         for shard in self.shards:
-            for entry in (shard[kind] for kind in ("raw_data", "zip_data") if shard.get(kind)):
+            for entry in files_of(shard):
                 path = self.folder / entry["basename"]
                 if path.is_file() and path.stat().st_size != entry["bytes"]:
                     raise DataError(
@@ -140,8 +140,7 @@ def check_limit(limit: str, opened: Sequence[OpenedSource], readers: int) -> Non
             f"data.cache_limit = {limit}: is for a cache, but no data are remote, and local data are never deleted; "
             "set data.cache_limit=null"
         )
-    kinds = ("raw_data", "zip_data")
-    largest = max(sum(shard[k]["bytes"] for k in kinds if shard.get(k)) for each in remote for shard in each.shards)
+    largest = max(sum(entry["bytes"] for entry in files_of(shard)) for each in remote for shard in each.shards)
     count = max(FEWEST_SHARDS, SHARDS_OF_READER * readers)
     needed = count * largest + sum(each.index_bytes for each in remote)
     if bytes_to_int(limit) < needed:

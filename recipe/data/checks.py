@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from recipe.command_line import launcher_number
 from recipe.configuration.problems import ConfigError
 from recipe.configuration.rules import broken_rules
 from recipe.configuration.schema import Config, Data, Model
@@ -105,7 +106,7 @@ def check_folders(data: Data) -> None:
 
 def readers_of_machine(data: Data) -> int:
     """Processes of one machine that read shards: the loader's workers of its ranks, or the ranks themselves."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) * max(1, data.num_workers)
+    return (launcher_number("LOCAL_WORLD_SIZE", 1) or 1) * max(1, data.num_workers)
 
 
 def check_facts(opened: OpenedSource, config: Config) -> DataFacts:

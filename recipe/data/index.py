@@ -132,7 +132,7 @@ def check_shards(folder: str, key: str = "data.local") -> list[Shard]:
 
 
 def _check_shard(folder: Path, shard: Shard) -> None:
-    entries = [shard[kind] for kind in ("raw_data", "zip_data") if shard.get(kind)]
+    entries = files_of(shard)
     found = [entry for entry in entries if (folder / entry["basename"]).is_file()]
     if not found:
         raise DataError(f"{folder / entries[0]['basename']}: the shard is missing; prepare or copy the data again")
@@ -160,6 +160,11 @@ def shards_in(index: bytes, place: str) -> list[Shard]:
 def number_of_samples(shards: Sequence[Shard]) -> int:
     """Of all shards together."""
     return sum(shard["samples"] for shard in shards)
+
+
+def files_of(shard: Shard) -> list[dict[str, Any]]:
+    """What the index says of a shard's files: the unpacked one, and the packed one if there is one."""
+    return [shard[kind] for kind in ("raw_data", "zip_data") if shard.get(kind)]
 
 
 def stored_file(shard: Shard) -> dict[str, Any]:
