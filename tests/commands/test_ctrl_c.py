@@ -107,16 +107,19 @@ import os, subprocess, sys
 ranks = [subprocess.Popen([sys.executable, sys.argv[1]], env=os.environ | {"LOCAL_RANK": str(n)}) for n in range(2)]
 sys.exit(max(rank.wait() for rank in ranks))
 """
+# Each line is one write: `print` of several things is several, and the other rank's may come between.
 RANK = """
 import os, signal, sys, time
 from recipe.terminal import take_terminal
 taken = take_terminal()
+def say(text):
+    os.write(1, f"rank {os.environ['LOCAL_RANK']} {text}\\n".encode())
 def stop(number, frame):
-    print("rank", os.environ["LOCAL_RANK"], "saves", flush=True)
+    say("saves")
     time.sleep(float(os.environ.get("SAVING", "0")))
     sys.exit(75)
 signal.signal(signal.SIGINT, stop)
-print("rank", os.environ["LOCAL_RANK"], "took the terminal:", taken, flush=True)
+say(f"took the terminal: {taken}")
 time.sleep(3 if os.environ["LOCAL_RANK"] == "1" else 60)
 """
 
