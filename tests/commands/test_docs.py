@@ -105,7 +105,6 @@ def test_sizes():
             assert re.search(f"^{line}", out.getvalue(), re.MULTILINE), (preset, line, out.getvalue())
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_bench(digits: Path, tmp_path: Path):
     """The command of docs/performance.md on a smaller network."""

@@ -23,6 +23,7 @@ PACKAGES = ["podman", "runc", "mmdebstrap"]
 FREE_GB = 25  # the layers, their unpacked copy while they are committed, and what pip unpacks
 BASE = "localhost/base:test"
 PREFIX = "image-build-"
+STORAGE_PREFIX = f"{PREFIX}2-"  # another number where what is kept was made in another way
 KEYS = ["Dockerfile", "requirements.lock", "launch/dev_only.txt"]  # what decides the layers that take long
 SETTINGS = ["index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout", "retries"]  # of pip
 SOURCES = ["sources.list.d/debian.sources", "sources.list.d/ubuntu.sources", "sources.list"]  # of apt
@@ -36,13 +37,13 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 lock_type = "file"
-tmp_dir = "{folder}/state"
+tmp_dir = "{state}/libpod"
 """
 STORAGE_CONF = """
 [storage]
 driver = "overlay"
 graphroot = "{folder}/storage"
-runroot = "{folder}/run"
+runroot = "{state}/run"
 """
 
 
@@ -79,11 +80,11 @@ class Builder:
     def __init__(self):
         _remove_leftovers()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-        self.kept, self._lock = _keep(self.folder)
+        self.kept, self.state, self._lock = _keep(self.folder)
         for name in ("tmp", "data", "runs"):
             (self.folder / name).mkdir()
         for name, text in {"containers.conf": CONTAINERS_CONF, "storage.conf": STORAGE_CONF}.items():
-            (self.folder / name).write_text(text.format(folder=self.kept))
+            (self.folder / name).write_text(text.format(folder=self.kept, state=self.state))
         for name in ("data", "runs"):
             (self.folder / name).chmod(0o1777)
         self.environment = {
@@ -134,6 +135,7 @@ class Builder:
         self._run(["podman", "rm", "--all", "--force", "--time", "0"], {}, 120)
         self._run(["podman", "image", "prune", "--force"], {}, 300)  # what no image of now is made of
         _unmount(self.kept)
+        _remove(self.state)
         os.close(self._lock)
         _remove(self.folder)
 
@@ -180,11 +182,15 @@ def _remove_leftovers() -> None:
             _remove(folder)
 
 
-def _keep(folder: Path) -> tuple[Path, int]:
-    """The folder of kept storage and the lock on it; where another run of the tests uses it, `folder` instead."""
+def _keep(folder: Path) -> tuple[Path, Path, int]:
+    """Where storage is kept, where its state lies, and the lock on both; `folder` where other tests use them now.
+
+    podman's own clean-up after a container refuses a path of its state of more than 50 characters, without a word, and
+    `podman run` then waits 20 s for it. The path may not change either: it is noted in the storage.
+    """
     digest = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in KEYS)).hexdigest()[:12]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edm2-recipe"
-    kept = caches / f"{PREFIX}{digest}"
+    kept, state = caches / f"{STORAGE_PREFIX}{digest}", Path(f"/run/edm2-{digest}")
     kept.mkdir(parents=True, exist_ok=True)
     for other in caches.glob(f"{PREFIX}*"):
         if other != kept and (lock := _lock(other)) is not None:
@@ -192,10 +198,9 @@ def _keep(folder: Path) -> tuple[Path, int]:
             os.close(lock)
     lock = _lock(kept)
     if lock is None:
-        return folder, os.open(folder, os.O_RDONLY)
-    for name in ("run", "state"):  # of containers that a killed run of the tests left
-        _remove(kept / name)
-    return kept, lock
+        return folder, folder / "state", os.open(folder, os.O_RDONLY)
+    _remove(state)  # of containers that a killed run of the tests left
+    return kept, state, lock
 
 
 def _lock(folder: Path) -> int | None:

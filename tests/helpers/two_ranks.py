@@ -7,7 +7,7 @@ from helpers.runs import stored_snapshots
 from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
 
-STEPS = 96
+STEPS = 48
 SNAPSHOTS = STEPS // 8 * 2
 SETTINGS = (
     f"duration={STEPS}ba",

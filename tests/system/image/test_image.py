@@ -41,19 +41,20 @@ def built() -> Iterator[Builder]:
         builder.close()
 
 
-def test_examines_itself(built: Builder):
-    """Without a command, as the image's own user, and as any other."""
-    done = built.run(*NO_NETWORK, *OTHER_USER, "--", "self-check")
-    assert done.returncode == 0, done.stdout
+def test_examines_itself(built: Builder, tmp_path: Path):
+    """Without a command, as the image's own user; and as any other, who may not write to a folder of root."""
     own = built.podman("run", "--rm", *NO_NETWORK, built.environment["IMAGE"])
-    for printed, user in ((done.stdout, OTHER_USER[1]), (own, "10001:10001")):
-        assert "self-check passed" in printed
-        assert f"user: {user}, not root" in printed
-        assert "GPUs: none is visible" in printed or "with CUDA 12.6" in printed
+    assert "self-check passed" in own and "user: 10001:10001, not root" in own
+    assert "GPUs: none is visible" in own or "with CUDA 12.6" in own
+    tmp_path.chmod(0o755)
+    done = built.run(*NO_NETWORK, *OTHER_USER, "--", "self-check", env={"DATA_FOLDER": str(tmp_path)})
+    assert done.returncode == 1 and f"user: {OTHER_USER[1]}, not root" in done.stdout
+    failures = [line for line in done.stdout.splitlines() if "FAILED" in line]
+    assert len(failures) == 1 and "FAILED  folders: /opt/edm2/data: Permission denied" in failures[0], done.stdout
 
 
-def test_self_check_notices(built: Builder, tmp_path: Path):
-    """Root, a folder that cannot be written to, a missing package, another version, a library that is damaged."""
+def test_self_check_notices(built: Builder):
+    """Root, a missing package, another version, a library that is damaged."""
     damage = (
         "cd /opt/venv/lib/python3*/site-packages; pip uninstall --quiet --yes tensorboard 2>&1; "
         "rm torchvision/ops/__init__.py; "
@@ -67,9 +68,6 @@ def test_self_check_notices(built: Builder, tmp_path: Path):
         "FAILED  imports: import torchvision: ", "FAILED  user: is root", "self-check failed",
     ):  # fmt: skip
         assert expected in done.stdout, done.stdout
-    tmp_path.chmod(0o755)  # root's
-    done = built.run(*NO_NETWORK, "--", "self-check", env={"DATA_FOLDER": str(tmp_path)})
-    assert done.returncode == 1 and "FAILED  folders: /opt/edm2/data: Permission denied" in done.stdout, done.stdout
 
 
 def test_keeps_no_setting_of_the_build(built: Builder):
@@ -102,8 +100,8 @@ def test_saves_to_s3_and_fetches(built: Builder, object_store: ObjectStore):
     """The credentials are those of this process's environment; nothing but their names is on a command line."""
     address = f"s3://{object_store.bucket}/from-the-image"
     host = ["--network", "host"]
-    line = train(1, "duration=8ba", "run_name=stored", f"save_folder={address}")
-    done = built.run(*host, "--", *line, env=object_store.environment)
+    _, _, _, script, *arguments = train(1, "duration=8ba", "run_name=stored", f"save_folder={address}")
+    done = built.run(*host, "--", "python", script, *arguments, env=object_store.environment)
     assert done.returncode == 0, done.stdout
     kept = {entry.name: entry.size for entry in open_place(address).list()}
     assert any(name.startswith("snapshots/") for name in kept) and any(name.startswith("checkpoints/") for name in kept)
@@ -114,8 +112,6 @@ def test_saves_to_s3_and_fetches(built: Builder, object_store: ObjectStore):
     for path in fetched.glob("snapshots/*"):
         assert path.stat().st_size == kept[f"snapshots/{path.name}"]
     assert len(list(fetched.glob("snapshots/*"))) == sum(name.startswith("snapshots/") for name in kept)
-    done = built.run(*host, "--", *fetch, env=object_store.environment | {"AWS_SECRET_ACCESS_KEY": "wrong-word"})
-    assert done.returncode == 2 and "wrong-word" not in done.stdout, done.stdout
 
 
 def test_stops_and_goes_on(built: Builder):

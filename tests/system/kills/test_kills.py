@@ -13,7 +13,7 @@ from helpers.commands import TRAIN, run
 from helpers.fault_proxy import FaultProxy
 from helpers.forks import Forked
 from helpers.object_store import ObjectStore, environment
-from helpers.two_ranks import SNAPSHOTS, arguments, assert_same_end, command
+from helpers.two_ranks import SNAPSHOTS, STEPS, arguments, assert_same_end, command
 from recipe.storage import s3_client
 from recipe.storage.addresses import open_place
 from recipe.storage.ownership import OwnedError, Ownership
@@ -34,6 +34,13 @@ def wait_until(condition: Callable[[], object], process: Forked, timeout: float 
     while not condition() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def wait_for_a_snapshot(place: Place, process: Forked) -> None:
+    """Until the run has stored another one; it must not end meanwhile."""
+    seen = len(place.list("snapshots/"))
+    wait_until(lambda: len(place.list("snapshots/")) > seen, process)
+    assert process.poll() is None, process.output() + process.errors()
 
 
 def assert_whole(place: Place) -> None:
@@ -74,7 +81,8 @@ STATES: list[tuple[Callable[[str, str], bool], Callable[[Place], bool], Path]] =
 
 
 def test_kills_at_chosen_states(object_store: ObjectStore, two_ranks: Place, digits: Path, tmp_path: Path):
-    """Between snapshot and checkpoint, before a checkpoint is whole, in the middle of an upload; then three at random.
+    """Between snapshot and checkpoint, before a checkpoint is whole, in the middle of an upload; then one rank alone,
+    and the server, at a random moment.
 
     The same run goes through all of it, and each start finds what the last one left.
     """
@@ -90,13 +98,20 @@ def test_kills_at_chosen_states(object_store: ObjectStore, two_ranks: Place, dig
         assert state(place)
         assert_whole(place)
     newest = newest_whole(place.child("checkpoints"))
-    assert newest is None or newest.batch < 96
+    assert newest is None or newest.batch < STEPS
 
     def start() -> Forked:
         return Forked(TRAIN, *arguments(digits, folder), ranks=2, env=object_store.environment)
 
-    kill_at_random(["rank", "server", "all"], random.Random(5), start, object_store, place)
+    chance = random.Random(5)
     with start() as process:
+        wait_for_a_snapshot(place, process)
+        time.sleep(chance.uniform(0, 0.5))
+        kill("rank", chance, process, object_store)
+    assert_whole(place)
+    with start() as process:
+        wait_for_a_snapshot(place, process)
+        kill("server", chance, process, object_store)
         assert process.wait() == 0, process.output() + process.errors()
     assert_same_end(place, two_ranks)
 
@@ -108,9 +123,7 @@ def kill_at_random(
     left, listed = list(reversed(kinds)), {entry.name for entry in place.list("snapshots/")}
     while left:
         with start() as process:
-            seen = len(place.list("snapshots/"))
-            wait_until(lambda seen=seen: len(place.list("snapshots/")) > seen, process)
-            assert process.poll() is None, f"it ended before {left[::-1]}: {process.output()}{process.errors()}"
+            wait_for_a_snapshot(place, process)
             while left and process.poll() is None:
                 time.sleep(chance.uniform(0, 1.5))
                 kill(left.pop(), chance, process, store)
@@ -160,8 +173,7 @@ def test_preempted_run_saves_and_goes_on(object_store: ObjectStore, two_ranks: P
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         with start() as process:
-            seen = len(place.list("snapshots/"))
-            wait_until(lambda seen=seen: len(place.list("snapshots/")) > seen, process)
+            wait_for_a_snapshot(place, process)
             with pytest.raises(OwnedError, match="belongs to a live run"):  # nobody else may have its folder
                 Ownership(place)
             os.kill(process.ranks()[1], number)
