@@ -31,8 +31,7 @@ part pyright "$bin/pyright"
 if [ $# -gt 0 ] && [ "$*" != soak ]; then
   part "tests $*" tests "$@"
 else
-  part "quick tests" beside -m "not slow and not alone and not soak"
-  part "slow tests" beside -m "slow and not alone and not soak"
+  part "tests" beside -m "not alone and not soak"
   part "tests that need the machine" tests -m "alone and not soak"
 fi
 if [ "$*" = soak ]; then

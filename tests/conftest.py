@@ -39,10 +39,10 @@ def pytest_configure() -> None:
 
 
 TOGETHER = [
-    {"test_image.py"},
-    {"test_slurm.py", "test_slurm_signals.py"},
-    {"test_quickstart.py"},
     {"test_cluster_storage.py", "test_kills.py", "test_launch.py"},
+    {"test_slurm.py", "test_slurm_signals.py"},
+    {"test_image.py"},
+    {"test_quickstart.py"},
     {"test_distributed.py"},
 ]
 """Files whose tests share what is dear to set up: an image, a Slurm cluster, a run of two ranks. The longest first."""

@@ -216,7 +216,8 @@ def test_commands_that_are_only_starting(name: str):
 
 @pytest.mark.slow
 def test_a_preparation_goes_on(tmp_path: Path):
-    line = command_line("prepare.py", "digits", "--out", tmp_path / "out", "--resolution", 1024, "--workers", 2)
+    line = command_line("prepare.py", "digits", "--out", tmp_path / "out", "--resolution", 1024)
+    line += ["--workers", "2", "--shard-size", "1mb"]
     with Terminal(line) as terminal:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.mds*")):

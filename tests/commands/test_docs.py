@@ -28,7 +28,7 @@ RUN_BY = {
     r"python recipe/(fetch|reconstruct)\.py s3://BUCKET/.*": "test_as_documented.py::test_object_storage",
     r"python recipe/bench\.py snapshots .*": "test_docs.py::test_bench",
     r"RANKS_PER_NODE=2 sbatch --nodes=2 .*launch/run\.sh .*": "test_slurm.py::test_nodes_and_ranks",
-    r"launch/run\.sh yamls/edm2\.yaml": "test_slurm.py::test_like_one_process",
+    r"launch/run\.sh yamls/edm2\.yaml": "test_ctrl_c.py::test_the_launchers_of_the_project",
     r"launch/array_eval\.sh .*": "test_launch.py::test_samples_by_many_lengths",
     r"composer -n 2 recipe/train\.py .*": "test_as_documented.py::test_the_embedded_run",
     r"torchrun --nproc-per-node=2 recipe/train\.py .*": "test_as_documented.py::test_the_embedded_run",
@@ -120,7 +120,7 @@ def test_bench(digits: Path, tmp_path: Path):
 def test_bench_of_data(what: str, lines: int):
     sizes = {"data": {"--images": 2048, "--resolution": 16}, "prepare": {"--images": 64}}
     (command,) = matching(rf"python recipe/bench\.py {what}.*")
-    done = run(command_line("bench.py", *sized(after_script(command)[1], sizes[what])))
+    done = run_forked("bench.py", *sized(after_script(command)[1], sizes[what]))
     assert done.returncode == 0, done.stdout + done.stderr
     figures = re.findall(r"^(?:read: |augment: |\d+x\d+ )[^\d\n]*.*\b(\d+(?:\.\d+)?)\b", done.stdout, re.MULTILINE)
     assert len(figures) == lines and all(float(figure) > 0 for figure in figures), done.stdout

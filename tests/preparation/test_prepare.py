@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import recipe.prepare
-from helpers.commands import assert_refused, command_line, run
+from helpers.commands import assert_refused
 from helpers.forks import run_forked, train
 from helpers.object_store import ObjectStore
 from helpers.picture_sets import contents, messy_folder, noise, official_zip, png, smooth, stored, write_folder
@@ -450,12 +450,12 @@ def test_a_messy_folder_to_training(messy: tuple[Path, dict[str, str]], tmp_path
     folder, _ = messy
     out = tmp_path / "shards"
     options = ["--out", out, "--resolution", 8, "--crop", "center", "--background", "#ff8000"]
-    done = run(command_line("prepare.py", folder, *options))
+    done = run_forked("prepare.py", folder, *options)
     assert_refused(done, "4 items cannot be used", "birds/cut.png: is a damaged image", "--skip-errors")
-    done = run(command_line("prepare.py", folder, *options, "--skip-errors"))
+    done = run_forked("prepare.py", folder, *options, "--skip-errors")
     assert done.returncode == 0, done.stderr
     assert "now holds 43 images of 3x8x8 in 4 classes" in done.stdout and "4 items skipped" in done.stdout
-    done = run(command_line("prepare.py", "--inspect", out, "--sheet", tmp_path / "sheet.png"))
+    done = run_forked("prepare.py", "--inspect", out, "--sheet", tmp_path / "sheet.png")
     assert done.returncode == 0, done.stderr
     assert "Äpfel 🍎" in done.stdout and (tmp_path / "sheet.png").is_file()
     overrides = ["model.img_channels=3", "model.label_dim=4", "duration=4ba"]
@@ -563,11 +563,11 @@ def test_s3_that_cannot_be_used_is_told_before_the_work(bucket_folder: str, phot
 def test_streamed_back_from_s3_by_two_ranks_with_a_small_cache(
     object_store: ObjectStore, bucket_folder: str, tmp_path: Path
 ):
-    size = 400_000
+    size = 200_000
     prepare("digits", bucket_folder, resolution=8, encoding="raw", shard_size="64kb")
     total = sum(entry.size for entry in open_place(bucket_folder).list("shard."))
     assert total > size
-    overrides = [f"data.remote={bucket_folder}", f"data.cache_limit={size}b", "duration=80ba", "global_batch_size=64"]
+    overrides = [f"data.remote={bucket_folder}", f"data.cache_limit={size}b", "duration=40ba", "global_batch_size=64"]
     done = train(tmp_path / "cache", tmp_path / "run", *overrides, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     cached = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.mds"))

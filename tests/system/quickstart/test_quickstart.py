@@ -22,9 +22,12 @@ SNAPSHOTS = 1600  # images between snapshots
 UNTRACKED = 0.075  # tracked in this run only to be compared with its reconstruction from the other two
 
 
-@pytest.fixture(scope="module", params=[25600, pytest.param(51200, marks=pytest.mark.soak)])
+ACCURACY = {16000: 0.7, 51200: 0.9}  # of the asked digits, by images trained on; of ten classes, chance is 0.1
+
+
+@pytest.fixture(scope="module", params=[16000, pytest.param(51200, marks=pytest.mark.soak)])
 def duration(request: pytest.FixtureRequest) -> int:
-    """Images that the quickstart trains on: half of what it does as it stands, and all."""
+    """Images that the quickstart trains on: a third of what it does as it stands, and all."""
     return request.param
 
 
@@ -59,7 +62,7 @@ def test_training_wrote_grids_of_raw_and_averaged_weights(finished: Path, durati
     assert grid.shape == (4 * 16, 10 * 16)  # 40 images, ten to a row
 
 
-def test_a_classifier_finds_the_asked_digits(finished: Path, tmp_path: Path):
+def test_a_classifier_finds_the_asked_digits(finished: Path, duration: int, tmp_path: Path):
     """A kNN fitted on the real digits, on 200 samples of seeds that the quickstart did not draw."""
     average = next((finished / "posthoc").glob("posthoc-*-0.100.safetensors"))
     arguments = (average, "--seeds", "1000-1199", "--steps", 16, "--guidance", 2, "--out", tmp_path)
@@ -70,7 +73,7 @@ def test_a_classifier_finds_the_asked_digits(finished: Path, tmp_path: Path):
     found = classifier.predict(samples.reshape(200, -1).astype(float))
     accuracy = (found == np.arange(1000, 1200) % 10).mean()
     print(f"kNN finds the asked digit in {accuracy:.1%} of 200 samples")
-    assert accuracy >= 0.9
+    assert accuracy >= ACCURACY[duration]
 
 
 def test_posthoc_average_is_the_tracked_one(finished: Path, duration: int):

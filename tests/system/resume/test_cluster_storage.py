@@ -2,18 +2,17 @@
 
 import os
 import pickle
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from helpers.commands import ROOT, TRAIN, assert_refused
+from helpers.commands import TRAIN, assert_refused
 from helpers.fault_proxy import FaultProxy
-from helpers.forks import run_forked
+from helpers.forks import Forked, run_forked
 from helpers.object_store import ObjectStore, environment
 from helpers.runs import stored_snapshots
-from helpers.two_ranks import SNAPSHOTS, arguments, command
+from helpers.two_ranks import SNAPSHOTS, arguments
 from recipe.storage.addresses import open_place
 from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
@@ -37,20 +36,19 @@ def test_a_tenth_of_the_requests_fail(two_ranks: Place, digits: Path, object_sto
     assert len(stored_snapshots(open_place(folder))) == SNAPSHOTS
 
 
-def test_the_network_goes_for_good(digits: Path, object_store: ObjectStore, tmp_path: Path):
+def test_the_network_goes_for_good(digits: Path, object_store: ObjectStore):
     folder = f"s3://{object_store.bucket}/cut-off"
-    with FaultProxy(object_store.endpoint, share=0) as proxy, open(tmp_path / "log", "w") as log:
-        env = os.environ | environment(proxy.endpoint) | {"AWS_MAX_ATTEMPTS": "3"}
-        line = command(digits, folder, "duration=100000ba")
-        process = subprocess.Popen(line, cwd=ROOT, env=env, stdout=log, stderr=log)
+    with FaultProxy(object_store.endpoint, share=0) as proxy:
+        env = environment(proxy.endpoint) | {"AWS_MAX_ATTEMPTS": "3"}
         place = open_place(folder)
-        deadline = time.monotonic() + 100
-        while not place.list("snapshots/"):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        proxy.refuse_all()
-        assert process.wait(timeout=100) == 2
-    text = (tmp_path / "log").read_text()
+        with Forked(TRAIN, *arguments(digits, folder, "duration=100000ba"), ranks=2, env=env) as process:
+            deadline = time.monotonic() + 100
+            while not place.list("snapshots/"):
+                assert process.poll() is None and time.monotonic() < deadline, process.output() + process.errors()
+                time.sleep(0.1)
+            proxy.refuse_all()
+            assert process.wait(timeout=100) == 2
+            text = process.output() + process.errors()
     assert "Traceback" not in text
     (message,) = {line for line in text.splitlines() if line.startswith("train.py: ")}
     assert proxy.endpoint in message and f"{folder}/" in message

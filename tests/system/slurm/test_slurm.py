@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load
 
-from helpers.commands import ROOT, TINY_RUN, run
+from helpers.commands import ROOT, TINY_RUN, TRAIN
+from helpers.forks import run_forked
 from helpers.object_store import ObjectStore
 from helpers.runs import difference, stored_snapshots
 from helpers.slurm_cluster import ENDS, NODES, SlurmCluster, wait_for
@@ -94,10 +95,9 @@ def undisturbed(
 
 
 def test_like_one_process(undisturbed: Place, object_store: ObjectStore, remote_digits: str, tmp_path: Path):
-    """The same script without Slurm, on one rank."""
+    """The same run without Slurm, on one rank."""
     place = open_place(f"s3://{object_store.bucket}/slurm/plain")
-    env = {"TMPDIR": str(tmp_path), "LOG_FOLDER": str(tmp_path / "logs")}
-    done = run([str(SCRIPT), *arguments(remote_digits, place, SHORT)], timeout=EXPECTED_SECONDS, env=env)
+    done = run_forked(TRAIN, *arguments(remote_digits, place, SHORT), env={"TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert_like(undisturbed, place)
 
