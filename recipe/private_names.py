@@ -148,6 +148,12 @@ NAMES = (
     PrivateName(
         "streaming.StreamingDataset._unique_rank_world", "which rank counts the cache's bytes", "is_local_leader"
     ),
+    PrivateName(
+        "streaming.Stream._download_file",
+        "replaced: it tries for minutes without a word, also where keys are refused",
+        "whether it says when it tries again, and gives up where that cannot help",
+    ),
+    PrivateName("streaming.Stream._downloader", "fetches one file, for the above", "download and clean_up"),
     PrivateName("streaming.StreamingDataset._event", "ends its threads", "as for _Iterator"),
     PrivateName(
         "streaming.base.spanner.Spanner", "finds a sample by its number; wrapped, so that repeats differ", "its use"

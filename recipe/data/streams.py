@@ -1,6 +1,9 @@
 """One data set as streaming reads it, changed so that it deletes nothing but what this recipe fetched."""
 
+import logging
 import os
+import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,11 @@ from streaming import Stream
 from streaming.base.format import Reader
 
 from recipe.data.index import Shard, Source, stored_file
+from recipe.storage import s3_client
 
+log = logging.getLogger(__name__)
 HASH = "sha1"  # that prepare.py notes of each shard by default
+TRIES_IF_REFUSED = 3  # to fetch a file, where only other keys or another place would help
 
 
 class KeptStream(Stream):
@@ -48,6 +54,29 @@ class KeptStream(Stream):
             cache_usage_per_shard[number] = sum(found)
         self.bytes_at_first = int(cache_usage_per_shard.sum()) + self.get_index_size()
 
+    def _download_file(self, from_basename: str, to_basename: str | None = None) -> str:
+        """Fetch a file from the remote folder; returns its path.
+
+        Says so when it has to be tried again, where streaming would be silent for minutes, and gives up soon where
+        keys are refused or the file is missing. Each try begins with a new client, and so with renewed keys.
+        """
+        remote = None if self.remote is None else os.path.join(self.remote, self.split, from_basename)
+        local = os.path.join(self.local, self.split, to_basename or from_basename)
+        failed = 0
+        while True:
+            try:
+                self._downloader.download(remote, local, self.download_timeout)
+                return local
+            except Exception as error:  # of each kind of storage
+                self._downloader.clean_up()
+                failed += 1
+                if failed >= (TRIES_IF_REFUSED if _will_not_pass(error) else self.download_retry):
+                    raise
+                pause = 2 ** (failed - 1) + random.random() / 2
+                why = s3_client.reason(error) if s3_client.answered(error) else " ".join(repr(error).split())
+                log.warning("%s: not fetched (%s); try %d begins in %.0f s", remote, why, failed + 1, pause)
+                time.sleep(pause)
+
     def prepare_shard(self, shard: Reader) -> int:
         """Fetch and unpack what is missing of a shard. What came of a shard that turns out damaged is removed again."""
         paths = [Path(self.local) / part.basename for pair in shard.file_pairs for part in pair if part]
@@ -63,6 +92,11 @@ class KeptStream(Stream):
                 path.unlink(missing_ok=True)
             raise
         return delta
+
+
+def _will_not_pass(error: Exception) -> bool:
+    """Whether the same try would most likely fail again."""
+    return isinstance(error, FileNotFoundError) or s3_client.refused(error) or s3_client.missing(error)
 
 
 def has_hashes(shards: Sequence[Shard]) -> bool:

@@ -125,7 +125,7 @@ def _connect() -> _Connection:
     except (ValueError, boto.BotoCoreError) as error:
         where = f"endpoint {_without_password(endpoint)}" if endpoint else "S3"
         raise StorageError(
-            f"{where}: no client can be made ({_reason(error)}); check S3_ENDPOINT_URL, which is like "
+            f"{where}: no client can be made ({reason(error)}); check S3_ENDPOINT_URL, which is like "
             "https://host:port, and the AWS_... settings"
         ) from None
 
@@ -193,7 +193,7 @@ def call(where: str, what: str, action: Callable[[Any], T]) -> T:
             connection.worked = True
             return result
         except FAILURES as error:
-            if renewals < MOST_RENEWALS and _refused(error) and _renewed(connection):
+            if renewals < MOST_RENEWALS and refused(error) and _renewed(connection):
                 renewals += 1
                 continue
             expired = connection.worked and _expired(error)  # who renews them may be late
@@ -224,9 +224,19 @@ def _transient(error: Exception) -> bool:
     return True
 
 
-def _refused(error: Exception) -> bool:
+def answered(error: Exception) -> bool:
+    """Whether the error is one that S3 answered with."""
+    return isinstance(error, boto.ClientError)
+
+
+def refused(error: Exception) -> bool:
     """Whether other keys may be taken where these were not."""
     return isinstance(error, boto.ClientError) and (status(error) in (400, 401, 403) or code(error) in EXPIRED)
+
+
+def missing(error: Exception) -> bool:
+    """Whether the object or its bucket does not exist."""
+    return isinstance(error, boto.ClientError) and status(error) == 404
 
 
 def _expired(error: Exception) -> bool:
@@ -238,12 +248,12 @@ def _explained(start: str, error: Exception, attempts: int, expired: bool) -> St
     """What the last failure means, and what to do."""
     if expired:
         return ExpiredKeysError(
-            f"{start}: the credentials have expired ({_reason(error)}, {attempts} attempts), and boto3 finds no newer "
+            f"{start}: the credentials have expired ({reason(error)}, {attempts} attempts), and boto3 finds no newer "
             "ones; renew them, and the same command goes on"
         )
     if _transient(error):
         return StorageError(
-            f"{start} ({_reason(error)}, {attempts} attempts); check the network, the server and S3_ENDPOINT_URL"
+            f"{start} ({reason(error)}, {attempts} attempts); check the network, the server and S3_ENDPOINT_URL"
         )
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile or a role"
@@ -251,11 +261,11 @@ def _explained(start: str, error: Exception, attempts: int, expired: bool) -> St
     if isinstance(error, boto.CredentialRetrievalError | boto.TokenRetrievalError | boto.SSOError | boto.LoginError):
         return AccessError(f"{start}: the credentials cannot be had ({type(error).__name__}); log in again")
     if not isinstance(error, boto.ClientError):
-        return StorageError(f"{start} ({_reason(error)}); check the address and the AWS_... settings")
+        return StorageError(f"{start} ({reason(error)}); check the address and the AWS_... settings")
     name = code(error)
     if name in REFUSALS or status(error) in (401, 403):
-        reason, fix = REFUSALS.get(name, NO_PERMISSION)
-        return AccessError(f"{start}: {reason} ({name}); {fix}")
+        meaning, fix = REFUSALS.get(name, NO_PERMISSION)
+        return AccessError(f"{start}: {meaning} ({name}); {fix}")
     if name == "NoSuchBucket":
         return MissingError(f"{start}: there is no such bucket; create it or correct the address")
     if name in WRONG_REGION:
@@ -264,10 +274,10 @@ def _explained(start: str, error: Exception, attempts: int, expired: bool) -> St
         return MissingError(f"{start}: there is no such object; check the address")
     if status(error) == 412:
         return ChangedError(f"{start}: it has changed since it was looked at; try again")
-    return StorageError(f"{start} ({_reason(error)}); check the address, the region and the credentials")
+    return StorageError(f"{start} ({reason(error)}); check the address, the region and the credentials")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """A few words on one line. Messages of libraries are only passed on where they cannot hold a secret."""
     if isinstance(error, boto.ClientError):
         return f"answer {status(error)} {code(error)}"

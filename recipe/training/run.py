@@ -11,6 +11,7 @@ from composer.utils import dist, get_device
 from recipe.command_line import AGAIN, UserError, say
 from recipe.configuration.schema import Config, Data
 from recipe.data.checks import resolve
+from recipe.data.facts import DataError
 from recipe.data.index import INDEX, sources
 from recipe.data.loader import check_sockets
 from recipe.ranks import Ranks, find_ranks
@@ -96,8 +97,9 @@ def fit(trainer: Trainer, config: Config, folder: RunFolder, stop: GracefulStop)
     try:
         if trainer.state.timestamp < trainer.state.max_duration:
             trainer.fit()
-    except UserError:
-        raise
+    except UserError as error:
+        lost = unreadable(config.data) if isinstance(error, DataError) else None
+        raise lost or error from None
     except Exception as error:
         batch, text = trainer.state.timestamp.batch.value, " ".join(str(error).split())
         if "contains a NaN" in text:  # NaNMonitor's words

@@ -32,6 +32,9 @@ ATTRIBUTES: dict[str, Callable[[], object]] = {  # of instances, so that no impo
         )
         for name in ("_shard_states", "_shard_access_times", "_cache_filelock", "_unique_rank_world", "_event")
     },
+    "streaming.Stream._downloader": lambda: (
+        "self._downloader = " in inspect.getsource(resolve("streaming.Stream")) or None
+    ),
     "datasets.Dataset._fingerprint": lambda: resolve("datasets.Dataset").from_dict({"a": [1]})._fingerprint,
 }
 

@@ -31,18 +31,23 @@ def wait_for_upload(proxy: ExpiringKeys, part: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture
+def stored_digits(bucket_folder: str, tmp_path: Path) -> list[str]:
+    """Overrides for digits in S3, in shards so small that a run fetches some of them late."""
+    prepare("digits", tmp_path / "shards", resolution=8, encoding="png", shard_size="60kb")
+    place = open_place(f"{bucket_folder}/data")
+    for path in (tmp_path / "shards").iterdir():
+        place.upload(path.name, path)
+    return [f"data.remote={bucket_folder}/data", "duration=200ba"]
+
+
 @pytest.mark.parametrize("renewed", [True, False])
-def test_keys_expire_in_a_run(renewed: bool, proxy: ExpiringKeys, bucket_folder: str, digits: Path, tmp_path: Path):
-    """Without new keys the data are local: those that have to be fetched would be tried for minutes more."""
-    data, overrides = digits, []
-    if renewed:  # small shards, so that the run fetches some of them late
-        prepare("digits", tmp_path / "shards", resolution=8, encoding="png", shard_size="60kb")
-        place = open_place(f"{bucket_folder}/data")
-        for path in (tmp_path / "shards").iterdir():
-            place.upload(path.name, path)
-        data, overrides = tmp_path / "cache", [f"data.remote={bucket_folder}/data"]
-    overrides += [f"save_folder={bucket_folder}/run", f"scratch_folder={tmp_path / 'scratch'}", "duration=200ba"]
-    with Forked(TRAIN, *train_arguments(data, tmp_path, *overrides), env=proxy.environment, timeout=300) as run:
+def test_keys_expire_in_a_run(
+    renewed: bool, proxy: ExpiringKeys, stored_digits: list[str], bucket_folder: str, tmp_path: Path
+):
+    overrides = [*stored_digits, f"save_folder={bucket_folder}/run", f"scratch_folder={tmp_path / 'scratch'}"]
+    line = train_arguments(tmp_path / "cache", tmp_path, *overrides)
+    with Forked(TRAIN, *line, env=proxy.environment, timeout=300) as run:
         wait_for_upload(proxy, "checkpoints/")
         if renewed:
             proxy.write("renewed")
@@ -57,3 +62,24 @@ def test_keys_expire_in_a_run(renewed: bool, proxy: ExpiringKeys, bucket_folder:
         assert fetched, "every shard was there before the keys expired: the test shows nothing of the data"
     else:
         assert "the credentials have expired" in said and "renew them" in said
+
+
+def test_shards_that_cannot_be_fetched_any_more(proxy: ExpiringKeys, stored_digits: list[str], tmp_path: Path):
+    """Only they are in S3. The run says that it tries again, and ends soon; with new keys it goes on."""
+    line = train_arguments(tmp_path / "cache", tmp_path / "run", *stored_digits)
+    with Forked(TRAIN, *line, env=proxy.environment, timeout=300) as run:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "run").glob("checkpoints/*")):
+            assert time.monotonic() < deadline and run.poll() is None, run.errors()
+            time.sleep(0.05)
+        proxy.expired.add("admin")
+        begin = time.monotonic()
+        assert run.wait() == EXIT_PREEMPTED, run.output() + run.errors()
+        assert time.monotonic() - begin < 60
+        said = run.output() + run.errors()
+    assert "not fetched (" in said and "try 2 begins in" in said
+    assert "the credentials have expired" in said and "renew them" in said and "Traceback" not in said
+    proxy.write("renewed")
+    with Forked(TRAIN, *line, env=proxy.environment, timeout=300) as run:
+        assert run.wait() == 0, run.errors()
+        assert "trained to 3200 images" in run.output()
