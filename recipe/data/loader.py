@@ -26,6 +26,7 @@ from recipe.data.streams import KeptStream, has_hashes
 log = logging.getLogger(__name__)
 DOWNLOAD_RETRIES = 8  # of a shard, each with the retries of its storage's own client
 LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # bytes; 107 = the longest name of a socket
+LOOKS_FOR_RANK = 2.0  # seconds between a worker's looks whether its rank is still there
 PATIENCE = 60.0  # seconds without a batch after which that is said
 
 
@@ -165,18 +166,20 @@ class PatientLoader(StreamingDataLoader):
 
 
 def end_only_with_rank(worker: int) -> None:
-    """Let a loader's worker obey SIGTERM from its rank alone.
+    """Let a loader's worker obey SIGTERM from its rank alone, and end when the rank has ended.
 
     Slurm and terminals signal all processes of a job, but a rank that is to stop still needs its worker to finish
-    the batch and save.
+    the batch and save. torch's worker sees only between batches that its rank is gone: never, if none comes.
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_wait_for_rank, daemon=True, name="signals").start()
+    threading.Thread(target=_wait_for_rank, args=[os.getppid()], daemon=True, name="signals").start()
 
 
-def _wait_for_rank() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _wait_for_rank(rank: int) -> None:
+    while os.getppid() == rank:
+        received = signal.sigtimedwait({signal.SIGTERM}, LOOKS_FOR_RANK)
+        if received is not None and received.si_pid == rank:
+            break
     os._exit(0)

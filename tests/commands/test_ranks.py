@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import TRAIN, assert_refused, free_port, run, train_arguments
-from helpers.forks import run_forked
 from recipe import ranks
 from recipe.ranks import ALONE, Launch, RanksError, find_ranks, read_launch
 
@@ -137,6 +136,6 @@ def test_a_whole_environment_that_is_left_over(script: str, tmp_path: Path):
     if script == "prepare.py":
         arguments = ["digits", "--out", str(tmp_path / "run")]
     begin = time.monotonic()
-    done = run_forked(script, *arguments, env=given)
+    done = run([sys.executable, str(TRAIN.with_name(script)), *arguments], env=given, timeout=100)
     assert_refused(done, f"{script}: WORLD_SIZE=4: ranks 1, 2, 3 of 4 must run on this machine", "unset RANK")
-    assert time.monotonic() - begin < 30 and not (tmp_path / "run").exists()
+    assert time.monotonic() - begin < 60 and not (tmp_path / "run").exists()

@@ -151,6 +151,13 @@ def test_a_run_that_waits_for_data_ends(workers: int, digits: Path, tmp_path: Pa
         while not (tmp_path / "run" / "owner.json").exists():
             time.sleep(0.1)
         time.sleep(8)  # by then it waits for the first batch
+        (children,) = Path(f"/proc/{pid}/task").glob(f"{pid}/children")
+        left = children.read_text().split()
+        assert len(left) >= workers
         os.kill(pid, signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
         assert "no batch has come from the data" in process.errors()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in left):
+        assert time.monotonic() < deadline, "a worker outlives its rank"
+        time.sleep(0.1)

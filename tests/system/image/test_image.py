@@ -1,6 +1,7 @@
 """The image, built for real and run without network, as other users, against a real S3 server, and stopped."""
 
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from helpers.commands import ROOT, TINY_RUN, tensorboard
 from helpers.image_build import Builder, need_builder
 from helpers.object_store import ObjectStore
+from helpers.terminal import CTRL_C, Terminal
 from recipe.storage.addresses import open_place
 from recipe.training.run import EXIT_PREEMPTED
 
@@ -143,6 +145,30 @@ def wait_for_a_batch(built: Builder, name: str, already: int) -> None:
         status = built.podman("inspect", "--format", "{{.State.Status}}", name).strip()
         assert status == "running" and time.monotonic() < deadline, built.podman("logs", name)[-3000:]
         time.sleep(0.5)
+
+
+RANK_THAT_SAVES_FOR_LONG = """
+import os, signal, time
+def save(*_):
+    os.write(1, b"saves\\n")
+    time.sleep(100)
+signal.signal(signal.SIGTERM, save)
+os.write(1, b"trains\\n")
+time.sleep(100)
+"""
+
+
+def test_ctrl_c_twice_ends_a_container_at_once(built: Builder):
+    (built.folder / "data" / "rank.py").write_text(RANK_THAT_SAVES_FOR_LONG)
+    line = [str(ROOT / "launch" / "docker_run.sh"), *NO_NETWORK, "--", "composer", "-n", "1", "data/rank.py"]
+    with Terminal(line, built.environment) as terminal:
+        terminal.wait_for("trains")
+        terminal.press(CTRL_C)
+        terminal.wait_for("saves")
+        terminal.press(CTRL_C)
+        begin = time.monotonic()
+        assert terminal.wait(30) == 128 + signal.SIGKILL
+        assert time.monotonic() - begin < 10 and "Traceback" not in terminal.shown
 
 
 def test_a_change_of_code_installs_nothing_again(built: Builder, tmp_path: Path):
