@@ -1,4 +1,5 @@
 import ctypes
+import gc
 import os
 import secrets
 import signal
@@ -33,9 +34,15 @@ def pytest_configure() -> None:
     Runs that start at the same moment can choose the same names there: streaming first looks for free ones, then takes
     them.
     """
+    gc.disable()  # during the imports, whose objects all stay, it takes a fifth of their time
     if "PYTEST_XDIST_WORKER" in os.environ and ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0:
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()
 
 
 TOGETHER = [
@@ -102,12 +109,13 @@ def object_store() -> Iterator["ObjectStore"]:
 @pytest.fixture(scope="session")
 def two_ranks(digits: Path, object_store: "ObjectStore") -> "Place":
     """The run of helpers/two_ranks.py without disturbance: what all others like it must end in; read-only."""
-    from helpers.commands import run
-    from helpers.two_ranks import SNAPSHOTS, command
+    from helpers.commands import TRAIN
+    from helpers.forks import run_forked
+    from helpers.two_ranks import SNAPSHOTS, arguments
     from recipe.storage.addresses import open_place
 
     place = open_place(f"s3://{object_store.bucket}/two-ranks")
-    done = run(command(digits, place.address), env=object_store.environment, timeout=600)
+    done = run_forked(TRAIN, *arguments(digits, place.address), ranks=2, env=object_store.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(place.list("snapshots/")) == SNAPSHOTS
     return place

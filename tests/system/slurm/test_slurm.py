@@ -79,23 +79,18 @@ def submit(cluster: SlurmCluster, nodes: int, data: str, place: Place, folder: P
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    cluster: SlurmCluster, object_store: ObjectStore, remote_digits: str, tmp_path_factory: pytest.TempPathFactory
-) -> Place:
-    """2 nodes x 1 rank, without disturbance."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+def undisturbed(object_store: ObjectStore, remote_digits: str, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Two ranks without Slurm and without disturbance."""
     place = open_place(f"s3://{object_store.bucket}/slurm/undisturbed")
-    job = submit(cluster, 2, remote_digits, place, folder)
-    assert cluster.finish(job, EXPECTED_SECONDS) == "COMPLETED", output(job, folder)
-    assert cluster.job(job)["Restarts"] == "0"
+    env = object_store.environment | {"TMPDIR": str(tmp_path_factory.mktemp("undisturbed"))}
+    done = run_forked(TRAIN, *arguments(remote_digits, place), ranks=2, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert len(stored_snapshots(place)) == STEPS // 5 * 2
-    assert (folder / "logs" / job / "rank1.err").is_file()
-    assert [path for path in folder.iterdir() if path.name.startswith("edm2-job")] == []
     return place
 
 
 def test_like_one_process(undisturbed: Place, object_store: ObjectStore, remote_digits: str, tmp_path: Path):
-    """The same run without Slurm, on one rank."""
+    """The same run on one rank."""
     place = open_place(f"s3://{object_store.bucket}/slurm/plain")
     done = run_forked(TRAIN, *arguments(remote_digits, place, SHORT), env={"TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -185,6 +180,8 @@ def test_comes_back(
         cluster.run("scontrol", "requeue", job.job)
     assert_same_end(job, undisturbed)
     assert f"job {job.job}, start 2: 2 nodes" in (tmp_path / f"{job.job}.out").read_text()
+    assert (tmp_path / "logs" / job.job / "rank1.err").is_file()
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("edm2-job")] == []
 
 
 def assert_same_end(job: Disturbed, undisturbed: Place) -> None:
