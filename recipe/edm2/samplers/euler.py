@@ -39,8 +39,8 @@ def euler_ancestral(
     """Draw images by ancestral sampling; calls `denoise` num_steps times.
 
     Each step goes down to a lower level than the next one, by Euler's method, and adds the noise that lacks. At eta = 1
-    this is the posterior p(x_next | x, denoised) (Song et al. 2021, Appendix F); eta scales its standard deviation (Song et
-    al. 2020, eq. 16).
+    this is the posterior p(x_next | x, denoised) (Song et al. 2021, Appendix F); eta scales its standard deviation
+    (Song et al. 2020, eq. 16).
 
     Args:
         denoise, noise, num_steps, sigma_min, sigma_max, rho: as of `heun`.

@@ -58,7 +58,7 @@ class SamplerSettings:
     S_noise: float = 1.0
     guidance: float = 1.0
     interval: Interval = EVERYWHERE
-    in_one_batch: bool = False
+    in_one_batch: bool = True
     sampler: Name = "heun"
     eta: float = 1.0
     solver_type: SolverType = "midpoint"
@@ -74,16 +74,15 @@ class SamplerSettings:
         return torch.float64 if self.state_dtype == "float64" else torch.float32
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be drawn: a schedule, restarts or an interval that are none."""
-        sigmas = self.sigmas()
+        """Raises ValueError for restarts or an interval of guidance that do not go with the noise levels."""
+        self.check_restarts()
+        if self.guidance != 1:
+            self.interval.check(self.sigmas())
+
+    def check_restarts(self) -> None:
+        """Raises ValueError for restarts that do not go with the noise levels."""
         if self.sampler == "restart":
             restart_levels(sigma_steps(self.num_steps, self.sigma_min, self.sigma_max, self.rho), self.restart)
-        if self.guidance != 1 and not self.interval.guides(sigmas):
-            lo, hi = self.interval
-            raise ValueError(
-                f"guidance interval ({lo:g}, {hi:g}]: holds none of the {self.num_steps} noise levels, "
-                f"{self.sigma_max:g} to {self.sigma_min:g}, so that guidance would do nothing"
-            )
 
 
 def generate(

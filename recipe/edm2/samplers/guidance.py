@@ -31,6 +31,21 @@ class Interval(NamedTuple):
         lo, hi = self.on_levels(sigmas)
         return [sigma for sigma in sigmas.tolist() if lo < sigma <= hi]
 
+    def check(self, sigmas: Tensor) -> None:
+        """Raises ValueError if guidance is on at none of the levels."""
+        if not self.guides(sigmas):
+            ends = f"{sigmas[0].item():g} to {sigmas[-1].item():g}"
+            raise ValueError(f"({self.lo:g}, {self.hi:g}] holds none of the {len(sigmas)} noise levels, {ends}")
+
+    def remark(self, sigmas: Tensor) -> str | None:
+        """What to say of endpoints that are no noise levels, and where guidance then is on; None = all are levels."""
+        odd = [f"{end:g}" for end in self if near(end, sigmas) is None]
+        if not odd:
+            return None
+        on, what = self.guides(sigmas), "is no noise level" if len(odd) == 1 else "are no noise levels"
+        where = f"guidance is on at {len(on)} of the {len(sigmas)}, {on[0]:.4g} to {on[-1]:.4g}"
+        return f"({self.lo:g}, {self.hi:g}]: {' and '.join(odd)} {what}; {where}"
+
 
 EVERYWHERE = Interval()
 

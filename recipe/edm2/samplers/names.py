@@ -36,7 +36,7 @@ def takers(option: str) -> list[str]:
 def check_restarts(restarts: Sequence[Restart]) -> None:
     """Raises ValueError if the intervals of restarts are none."""
     if not restarts:
-        raise ValueError("names no interval; write for example [[3, 2, 0.06, 0.3]]")
+        raise ValueError("[]: names no interval; write for example [[3, 2, 0.06, 0.3]]")
     for given in restarts:
         whole = len(given) == 4 and given[0] == int(given[0]) and given[1] == int(given[1])
         if not whole or given[0] < 2 or given[1] < 1 or not 0 < given[2] < given[3]:

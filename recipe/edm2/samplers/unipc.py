@@ -20,8 +20,8 @@ def unipc(
     """Draw images by UniPC with data prediction and B(h) = expm1(h) (bh2); calls `denoise` num_steps times.
 
     The denoised image of the predicted x both corrects this x (UniC, one point more than the predictor had) and serves
-    the next predictor (UniP), so that the order is one above the predictor's (Algorithms 1 and 2, Theorem 3.1). The first
-    steps have fewer images to go by, and are of lower order. The last step, to sigma 0, is the denoised image.
+    the next predictor (UniP), so that the order is one above the predictor's (Algorithms 1 and 2, Theorem 3.1). The
+    first steps have fewer images to go by, and are of lower order. The last step, to sigma 0, is the denoised image.
 
     Args:
         denoise, noise, num_steps, sigma_min, sigma_max, rho: as of `heun`.
