@@ -132,7 +132,7 @@ def restarts(option: str) -> Callable[[str], list[Restart]]:
 
 
 def _is_numbers(given: object) -> bool:
-    return isinstance(given, list) and all(isinstance(value, int | float) for value in given)
+    return isinstance(given, list) and all(isinstance(value, int | float) and math.isfinite(value) for value in given)
 
 
 def _shown(given: tuple[Restart, ...]) -> str:

@@ -40,7 +40,7 @@ class SamplerSettings:
         num_steps, sigma_min, sigma_max, rho: the schedule; see `sigma_steps`.
         S_churn, S_min, S_max, S_noise: see `heun`. S_noise scales the noise of the other samplers, too.
         guidance: its strength; 1 = none.
-        interval: noise levels (lo, hi] with guidance; an endpoint within 1% of a noise level means that level.
+        interval: noise levels (lo, hi] with guidance; an endpoint within 2% of a noise level means that level.
         in_one_batch: evaluate a network and itself without labels in one batch, of twice the images. Changes memory,
             speed and rounding, not the result.
         sampler: its name; `names.OPTIONS` says which of the other settings it takes.

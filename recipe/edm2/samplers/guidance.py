@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recipe.edm2.samplers.schedule import Denoise
 
-NEAR = 0.01  # relative; the intervals of papers are levels of a schedule, rounded to two decimals
+NEAR = 0.02  # relative; the intervals of papers are levels of a schedule, rounded to two decimals
 
 
 class Interval(NamedTuple):
@@ -19,7 +19,7 @@ class Interval(NamedTuple):
     hi: float = math.inf
 
     def on_levels(self, sigmas: Tensor) -> "Interval":
-        """The interval with each endpoint that is within 1% of a noise level put on it, in the levels' precision.
+        """The interval with each endpoint that is within 2% of a noise level put on it, in the levels' precision.
 
         Args:
             sigmas: noise levels of a schedule, falling.
@@ -51,7 +51,7 @@ EVERYWHERE = Interval()
 
 
 def near(end: float, sigmas: Tensor) -> float | None:
-    """The level within 1% of an interval's endpoint; None if there is none. 0 and infinity are ends of any schedule."""
+    """The level within 2% of an interval's endpoint; None if there is none. 0 and infinity are ends of any schedule."""
     if end == 0 or math.isinf(end):
         return end
     level = min(sigmas.tolist(), key=lambda sigma: abs(sigma - end))
