@@ -124,7 +124,7 @@ def restarts(option: str) -> Callable[[str], list[Restart]]:
         except json.JSONDecodeError:
             rule = "must be a list of lists of numbers; write for example [[3, 2, 0.06, 0.3]]"
             raise argparse.ArgumentTypeError(f"{option} {text}: {rule}") from None
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise argparse.ArgumentTypeError(f"{option} {text}: {error}") from None
         return found
 
