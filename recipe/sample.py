@@ -4,7 +4,8 @@
 
 Image i depends on its seed and label alone, whatever the batch size; its label is the seed-th of --labels, cyclically.
 Guidance: --guidance 2 --guide WEAKER_SNAPSHOT (autoguidance: less trained or smaller), or without --guide against the
-same network without labels (classifier-free; wants label dropout in training).
+same network without labels (classifier-free; wants label dropout in training). --sampler and its options, and
+--guidance-interval: docs/sampling.md.
 A network that was trained on latents needs --vae, the autoencoder that they were encoded with.
 """
 
@@ -36,9 +37,9 @@ from recipe.command_options import (
     word,
 )
 from recipe.edm2.images import image_grid
-from recipe.edm2.samplers.generate import SamplerSettings
 from recipe.sampling.networks import check_guidance, check_guide, load, to_pictures, usable_device
 from recipe.sampling.pictures import as_image, check_places, draw, labels_for, write_images
+from recipe.sampling.sampler_options import add_sampler_options, sampler_settings
 from recipe.storage.own_pictures import FORMATS, save_picture
 
 
@@ -61,10 +62,9 @@ def arguments_parser() -> Options:
     add("--sigma-min", type=real_number("--sigma-min", above=0), default=0.002, help="last noise level (default 0.002)")
     add("--sigma-max", type=real_number("--sigma-max", above=0), default=80.0, help="first noise level (default 80)")
     add("--rho", type=real_number("--rho", above=0), default=7.0, help="spacing of the noise levels (default 7)")
-    churn = "S_churn; 0 = deterministic (default)"
-    add("--churn", type=real_number("--churn", least=0), default=0.0, help=churn)
     add("--guidance", type=real_number("--guidance", least=0), default=1.0, help="1 = none (default)")
     add("--guide", type=address("--guide"), metavar="SNAPSHOT", help="network to guide away from")
+    add_sampler_options(parser)
     vae = "of latents: the AutoencoderKL's folder, or OWNER/NAME on the Hugging Face hub"
     add("--vae", type=address("--vae"), metavar="NAME", help=vae)
     batch_size = "images drawn at once (default 64)"
@@ -108,6 +108,7 @@ def check(arguments: argparse.Namespace) -> list[int]:
 def sample(arguments: argparse.Namespace) -> None:
     """Draw and write what the options ask for. Raises ValueError, OSError."""
     seeds = check(arguments)
+    settings = sampler_settings(arguments)
     device = usable_device(arguments.device)
     dtype = getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
     sampled = load(arguments.snapshot, device, dtype)
@@ -118,8 +119,6 @@ def sample(arguments: argparse.Namespace) -> None:
     elif arguments.guidance != 1:
         check_guidance(sampled, arguments.guidance, labels)
     pictures = to_pictures(sampled, arguments.vae, device)
-    noise = arguments.sigma_min, arguments.sigma_max, arguments.rho, arguments.churn
-    settings = SamplerSettings(arguments.steps, *noise, guidance=arguments.guidance)
     guiding = None if guide is None else guide.net
     pixels = draw(sampled.net, seeds, labels, settings, arguments.batch_size, guiding, pictures)
     write_images(pixels, seeds, arguments.out)

@@ -1,9 +1,13 @@
 """The part of the schema about what a run writes beside its averages: checkpoints, grids of samples, metrics."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from recipe.configuration.keys import FREE, Section, key
-from recipe.configuration.values import Address, CheckpointsKept, Interval
+from recipe.configuration.values import Address, CheckpointsKept, GuidanceInterval, Interval, Restarts
+from recipe.edm2.samplers.names import RESTART, Name
+
+if TYPE_CHECKING:
+    from recipe.edm2.samplers.generate import SamplerSettings
 
 
 class Checkpoints(Section):
@@ -18,9 +22,25 @@ class Samples(Section):
 
     interval: Interval | None = key(None, FREE, "images between grids; null = none", "64Mi")
     count: int = key(40, FREE, "images in a grid; image i has seed i and class i mod label_dim", ge=1)
+    sampler: Name = key("heun", FREE, "how images are drawn; docs/sampling.md compares them")
     num_steps: int = key(32, FREE, "noise levels of the sampler", ge=1)
+    sigma_min: float = key(0.002, FREE, "last noise level above 0", gt=0)
+    sigma_max: float = key(80.0, FREE, "first noise level", gt=0)
+    rho: float = key(7.0, FREE, "spacing of the noise levels; larger = more of them are low", gt=0)
+    churn: float = key(0.0, FREE, "of heun: S_churn, noise added over the whole way; 0 = deterministic", ge=0)
+    eta: float = key(1.0, FREE, "of the ancestral and SDE samplers: their noise; 0 = deterministic", ge=0)
+    s_noise: float = key(1.0, FREE, "scale of the noise that a sampler adds", ge=0)
+    order: int = key(2, FREE, "of unipc: order of its predictor, 1 to 3", ge=1, le=3)
+    restart: Restarts = key(
+        [list(interval) for interval in RESTART],
+        FREE,
+        "of restart: [N, K, t_min, t_max] each: noise levels, times, lowest and highest level",
+    )
     guidance: float = key(
         1.0, FREE, "classifier-free guidance, for networks trained with label_dropout; 1 = none", ge=0
+    )
+    guidance_interval: GuidanceInterval | None = key(
+        None, FREE, "[lo, hi]: guidance only at noise levels lo < sigma <= hi; null = everywhere", [0.28, 2.9]
     )
     vae: Address | None = key(
         None,
@@ -30,6 +50,28 @@ class Samples(Section):
         "stabilityai/sd-vae-ft-mse",
     )
     batch_size: int = key(40, FREE, "images drawn at once; changes memory, not the result", ge=1)
+
+    def settings(self) -> "SamplerSettings":
+        """What the sampler is asked for."""
+        # here, as a bad configuration must be refused before torch loads
+        from recipe.edm2.samplers.generate import SamplerSettings
+        from recipe.edm2.samplers.guidance import EVERYWHERE, Interval
+
+        lo_hi = self.guidance_interval
+        return SamplerSettings(
+            self.num_steps,
+            self.sigma_min,
+            self.sigma_max,
+            self.rho,
+            self.churn,
+            S_noise=self.s_noise,
+            guidance=self.guidance,
+            interval=EVERYWHERE if lo_hi is None else Interval(*lo_hi),
+            sampler=self.sampler,
+            eta=self.eta,
+            order=self.order,
+            restart=self.restart,
+        )
 
 
 class WandB(Section):

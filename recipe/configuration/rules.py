@@ -5,12 +5,20 @@ They are asked only once each key is valid by itself (`values.py`).
 
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from recipe.configuration.outputs import Logging, Samples
 from recipe.configuration.problems import Problem
 from recipe.configuration.schema import Config, Data, Loss, Model
 from recipe.configuration.spans import Span
+from recipe.edm2.samplers.names import OPTIONS, takers
+
+if TYPE_CHECKING:
+    from recipe.edm2.samplers.generate import SamplerSettings
+
+SAMPLER_KEYS = {"churn": "S_churn", "eta": "eta", "s_noise": "S_noise", "order": "order", "restart": "restart"}
+"""Keys of samples that some samplers take, and what these call them."""
 
 
 def broken_rules(config: Config) -> Iterator[Problem]:
@@ -26,6 +34,7 @@ def broken_rules(config: Config) -> Iterator[Problem]:
     yield from _network(config.model)
     yield from _data(config.data)
     yield from _samples(config.samples, config.model, config.loss)
+    yield from _sampler(config.samples)
     yield from _microbatch(config)
     yield from _planning(config)
     yield from _loggers(config.logging)
@@ -149,6 +158,35 @@ def _samples(samples: Samples, model: Model, loss: Loss) -> Iterator[Problem]:
         rule = "needs a network that also learns without labels: loss.label_dropout is 0"
         fix = "set loss.label_dropout=0.1 or samples.guidance=1"
         yield Problem("samples.guidance", str(samples.guidance), rule, fix)
+
+
+def _sampler(samples: Samples) -> Iterator[Problem]:
+    """Settings of the sampler: such as it takes, and an interval of guidance and restarts that it can keep."""
+    for name, option in SAMPLER_KEYS.items():
+        value, default = getattr(samples, name), Samples.model_fields[name].default
+        if value != default and option not in OPTIONS[samples.sampler]:
+            rule = f"does nothing with samples.sampler {samples.sampler}"
+            fix = f"leave it out, or set samples.sampler to {' or '.join(takers(option))}"
+            yield Problem(f"samples.{name}", str(value), rule, fix)
+    if samples.sigma_min >= samples.sigma_max:
+        fix = "the paper has 0.002 and 80"
+        yield Problem("samples.sigma_min", f"{samples.sigma_min:g}", "must be below samples.sigma_max", fix)
+        return
+    interval = samples.guidance_interval
+    if interval is not None and samples.guidance == 1:
+        fix = "set samples.guidance=2, or samples.guidance_interval=null"
+        yield Problem("samples.guidance_interval", str(interval), "does nothing: samples.guidance is 1", fix)
+    checks: dict[str, Callable[[SamplerSettings], None]] = {}
+    if samples.sampler == "restart":
+        checks["restart"] = lambda settings: settings.check_restarts()
+    if interval is not None:
+        checks["guidance_interval"] = lambda settings: settings.interval.check(settings.sigmas())
+    for name, check in checks.items():  # most configurations have none, and need no torch for this
+        try:
+            check(samples.settings())
+        except ValueError as error:
+            fix = "choose others, or other noise levels"
+            yield Problem(f"samples.{name}", str(getattr(samples, name)), str(error), fix)
 
 
 def _microbatch(config: Config) -> Iterator[Problem]:

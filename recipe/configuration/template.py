@@ -110,6 +110,8 @@ def _flow(value: object) -> str:
 def _lines(head: str, comment: str) -> Iterator[str]:
     """`head` and its comment beside it, or below it if it is too long for that."""
     together = re.sub(r" = |: | \| |e\.g\. ", lambda match: match[0].replace(" ", "\0"), comment)  # not torn apart
+    if max(map(len, together.split())) > WIDTH - COLUMN - 4:  # choices that fill more than a line
+        together = together.replace("|\0", "| ")
     options = {"subsequent_indent": "  ", "break_on_hyphens": False}
     wrapped = [line.replace("\0", " ") for line in textwrap.wrap(together, WIDTH - COLUMN - 2, **options)]
     if len(head) < COLUMN:

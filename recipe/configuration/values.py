@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from recipe.configuration.gpus import GPUS
 from recipe.configuration.spans import Span
+from recipe.edm2.samplers.names import check_restarts
 from recipe.notation import home_expanded, unfilled_variable
 
 LONGEST = 12**-0.5  # sigma_rel of a plain average over the whole run (gamma = 0); longer ones do not exist
@@ -139,6 +140,20 @@ def _local_or_s3(folder: str) -> str:
     return folder
 
 
+def _lo_below_hi(ends: list[float]) -> list[float]:
+    if len(ends) != 2 or not 0 <= ends[0] < ends[1]:
+        raise Refused(str(ends), "must be two noise levels, 0 <= lo < hi", "write for example [0.28, 2.9]")
+    return ends
+
+
+def _restarts(given: list[list[float]]) -> list[list[float]]:
+    try:
+        check_restarts(given)
+    except ValueError as error:
+        raise Refused(str(given), str(error), "write for example [[3, 2, 0.06, 0.3]]") from None
+    return given
+
+
 def _known_gpu(name: str) -> str:
     if name not in GPUS:
         given = name.upper()
@@ -165,5 +180,7 @@ DiskSpace = Annotated[str, AfterValidator(_size)]
 RunFolder = Annotated[
     str, Field(min_length=1), AfterValidator(_path), AfterValidator(_only_run_name), AfterValidator(_local_or_s3)
 ]
+GuidanceInterval = Annotated[list[float], AfterValidator(_lo_below_hi)]
+Restarts = Annotated[list[list[float]], AfterValidator(_restarts)]
 Ranks = Annotated[int | str, AfterValidator(_ranks)]
 GPU = Annotated[str, AfterValidator(_known_gpu)]

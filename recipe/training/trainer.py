@@ -17,7 +17,6 @@ from recipe.configuration.schema import Config, Numerics, Optimizer
 from recipe.data.loader import training_loader
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.precision import DTYPES, activations_dtype
-from recipe.edm2.samplers.generate import SamplerSettings
 from recipe.storage.ownership import Ownership
 from recipe.training.algorithms import training_algorithms
 from recipe.training.callbacks import EMASnapshots, SampleGrid, grid_pictures
@@ -148,7 +147,7 @@ def callbacks(start: Start, folder: RunFolder, device: Device) -> list[Callback]
             folder,
             None if samples.interval is None else start.images(samples.interval),
             samples.count,
-            SamplerSettings(num_steps=samples.num_steps, guidance=samples.guidance),
+            samples.settings(),
             samples.batch_size,
             grid_pictures(samples, start.data.facts, device),
         ),

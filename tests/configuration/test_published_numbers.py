@@ -13,7 +13,7 @@ import torch
 
 from helpers.commands import ROOT
 from recipe.configuration.reader import read_config
-from recipe.configuration.schema import Augment, Config
+from recipe.configuration.schema import Augment, Config, Samples
 from recipe.edm2 import augment, latents
 from recipe.edm2.augment import Augmentation, draw_transforms
 from recipe.edm2.ema import SIGMA_REL_LIMIT
@@ -23,8 +23,9 @@ from recipe.edm2.lr import learning_rate
 from recipe.edm2.networks import layers
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.networks.unet import Block, UNet
-from recipe.edm2.samplers.generate import SamplerSettings
+from recipe.edm2.samplers.generate import SAMPLERS, SCHEDULE, SamplerSettings
 from recipe.edm2.samplers.heun import heun
+from recipe.edm2.samplers.names import OPTIONS
 from recipe.edm2.samplers.schedule import sigma_steps
 
 MI = 2**20
@@ -208,7 +209,15 @@ def test_defaults_of_the_sampler():
     churn = {"S_churn": 0, "S_min": 0, "S_max": math.inf, "S_noise": 1}
     expected: dict[str, Any] = {"sigma_min": 0.002, "sigma_max": 80, "rho": 7}
     assert defaults(sigma_steps) == expected
-    assert vars(SamplerSettings()) == expected | churn | {"num_steps": 32, "guidance": 1}
+    guidance = {"guidance": 1, "interval": (0, math.inf), "in_one_batch": True}
+    others = {"sampler": "heun", "eta": 1, "solver_type": "midpoint", "order": 2, "restart": ((3, 2, 0.06, 0.3),)}
+    settings = expected | churn | guidance | others | {"num_steps": 32, "state_dtype": "float32"}
+    assert vars(SamplerSettings()) == settings
+    for name, sampler in SAMPLERS.items():
+        found = defaults(sampler)
+        assert found.pop("randn_like", torch.randn_like) is torch.randn_like
+        assert found == {option: settings[option] for option in (*SCHEDULE, *OPTIONS[name])}
+    assert vars(Samples().settings()) == settings | {"restart": [[3, 2, 0.06, 0.3]]}
     found = defaults(heun)
     assert found.pop("randn_like") is torch.randn_like
     assert found == expected | churn | {"num_steps": 32}

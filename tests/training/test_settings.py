@@ -36,7 +36,10 @@ UNUSUAL = [
     "samples.interval=6ba",
     "samples.count=13",
     "samples.num_steps=9",
+    "samples.sampler=dpmpp_3m_sde",
+    "samples.eta=0.4",
     "samples.guidance=1.7",
+    "samples.guidance_interval=[0.3,40]",
     "samples.batch_size=7",
     "model.dropout=0.2",
     "model.sigma_data=0.6",
@@ -105,7 +108,9 @@ def test_callbacks(start: Start, tmp_path: Path):
     assert (stored.network, stored.facts) == (start.config.network_arguments(), start.data.facts)
     assert stored.network["sigma_data"] == 0.6
     assert (grid.interval, grid.count, grid.batch_size) == (6 * 16, 13, 7)
+    assert grid.settings == start.config.samples.settings()
     assert (grid.settings.num_steps, grid.settings.guidance) == (9, 1.7)
+    assert (grid.settings.sampler, grid.settings.eta, grid.settings.interval) == ("dpmpp_3m_sde", 0.4, (0.3, 40))
 
 
 @pytest.mark.parametrize("tf32", [False, True])

@@ -1,21 +1,52 @@
 """Images from a network: the sampler with noise that depends on each image's seed alone."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from recipe.edm2 import rng
 from recipe.edm2.networks.precond import Precond
-from recipe.edm2.samplers.guidance import guided
+from recipe.edm2.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde
+from recipe.edm2.samplers.euler import euler, euler_ancestral
+from recipe.edm2.samplers.guidance import EVERYWHERE, Interval, guided, guided_in_one_batch
 from recipe.edm2.samplers.heun import heun
+from recipe.edm2.samplers.names import OPTIONS, RESTART, Name, Restart, SolverType
+from recipe.edm2.samplers.restart import restart, restart_levels
+from recipe.edm2.samplers.schedule import Denoise, sigma_steps
+from recipe.edm2.samplers.unipc import unipc
+
+SAMPLERS: Mapping[Name, Callable[..., Tensor]] = {
+    "heun": heun,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "unipc": unipc,
+    "restart": restart,
+}
+SCHEDULE = ("num_steps", "sigma_min", "sigma_max", "rho")
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """Arguments of `heun` that a user sets, and the strength of guidance (1 = none)."""
+    """Arguments of the samplers that a user sets, and guidance.
+
+    Attributes:
+        num_steps, sigma_min, sigma_max, rho: the schedule; see `sigma_steps`.
+        S_churn, S_min, S_max, S_noise: see `heun`. S_noise scales the noise of the other samplers, too.
+        guidance: its strength; 1 = none.
+        interval: noise levels (lo, hi] with guidance; an endpoint within 2% of a noise level means that level.
+        in_one_batch: evaluate a network and itself without labels in one batch, of twice the images. Changes memory,
+            speed and rounding, not the result.
+        sampler: its name; `names.OPTIONS` says which of the other settings it takes.
+        eta, solver_type, order, restart: see the sampler.
+        state_dtype: precision of the noisy image between evaluations.
+    """
 
     num_steps: int = 32
     sigma_min: float = 0.002
@@ -26,6 +57,32 @@ class SamplerSettings:
     S_max: float = math.inf
     S_noise: float = 1.0
     guidance: float = 1.0
+    interval: Interval = EVERYWHERE
+    in_one_batch: bool = True
+    sampler: Name = "heun"
+    eta: float = 1.0
+    solver_type: SolverType = "midpoint"
+    order: int = 2
+    restart: Sequence[Restart] = RESTART
+    state_dtype: Literal["float32", "float64"] = "float32"
+
+    def sigmas(self) -> Tensor:
+        """Noise levels above 0 [num_steps], in the state's precision. Raises ValueError."""
+        return sigma_steps(self.num_steps, self.sigma_min, self.sigma_max, self.rho)[:-1].to(self.dtype())
+
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.state_dtype == "float64" else torch.float32
+
+    def check(self) -> None:
+        """Raises ValueError for restarts or an interval of guidance that do not go with the noise levels."""
+        self.check_restarts()
+        if self.guidance != 1:
+            self.interval.check(self.sigmas())
+
+    def check_restarts(self) -> None:
+        """Raises ValueError for restarts that do not go with the noise levels."""
+        if self.sampler == "restart":
+            restart_levels(sigma_steps(self.num_steps, self.sigma_min, self.sigma_max, self.rho), self.restart)
 
 
 def generate(
@@ -43,7 +100,11 @@ def generate(
 
     Returns:
         float32 images [N, C, H, W], in the range of the network.
+
+    Raises:
+        ValueError: see `SamplerSettings.check`.
     """
+    settings.check()
     shape = (net.img_channels, net.img_resolution, net.img_resolution)
     zeros = torch.zeros_like(seeds)
     step = 0
@@ -51,25 +112,37 @@ def generate(
     def draw(use: int) -> Tensor:
         return rng.normal(seeds, use, step, zeros, shape)
 
-    def churn_noise(x: Tensor) -> Tensor:
+    def added_noise(x: Tensor) -> Tensor:
         nonlocal step
         step += 1
         return draw(rng.SAMPLE_CHURN).to(x.dtype)
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    takes = OPTIONS[settings.sampler]
+    options = {name: getattr(settings, name) for name in (*SCHEDULE, *takes)}
+    if "S_noise" in takes:
+        options["randn_like"] = added_noise
+    noise = draw(rng.SAMPLE_NOISE).to(settings.dtype())
+    return SAMPLERS[settings.sampler](denoiser(net, labels, settings, guide), noise, **options).float()
+
+
+def denoiser(net: Precond, labels: Tensor, settings: SamplerSettings, guide: Precond | None = None) -> Denoise:
+    """What the sampler calls: the network with its labels, guided as the settings say; arguments as of `generate`."""
+    interval = settings.interval.on_levels(settings.sigmas())
+
+    def with_labels(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         return net(x, sigma, labels)  # pyright: ignore[reportReturnType]
 
-    def denoise_guide(x: Tensor, sigma: Tensor) -> Tensor:
-        weaker = net(x, sigma, None) if guide is None else guide(x, sigma, labels if guide.label_dim > 0 else None)
-        return weaker  # pyright: ignore[reportReturnType]
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return with_labels(x, sigma, labels)
 
-    arguments = {name: value for name, value in vars(settings).items() if name != "guidance"}
-    return heun(
-        guided(denoise, denoise_guide, settings.guidance),
-        draw(rng.SAMPLE_NOISE),
-        randn_like=churn_noise,
-        **arguments,
-    )
+    def denoise_guide(x: Tensor, sigma: Tensor) -> Tensor:
+        if guide is None:
+            return with_labels(x, sigma, None)
+        return guide(x, sigma, labels if guide.label_dim > 0 else None)  # pyright: ignore[reportReturnType]
+
+    if guide is None and settings.in_one_batch:
+        return guided_in_one_batch(with_labels, labels, settings.guidance, interval)
+    return guided(denoise, denoise_guide, settings.guidance, interval)
 
 
 def generate_batches(

@@ -1,4 +1,4 @@
-"""The deterministic and stochastic Heun sampler of EDM, and guidance (Karras et al. 2022, Algorithm 2)."""
+"""The deterministic and stochastic Heun sampler of EDM (Karras et al. 2022, Algorithm 2)."""
 
 import math
 from collections.abc import Callable
@@ -43,10 +43,15 @@ def heun(
             sigma_hat = sigma * (1 + min(S_churn / num_steps, math.sqrt(2) - 1))
             x = x + (sigma_hat**2 - sigma**2).sqrt() * S_noise * randn_like(x)
             sigma = sigma_hat
-        slope = (x - denoise(x, sigma).to(x.dtype)) / sigma
-        x_next = x + (sigma_next - sigma) * slope
-        if index < num_steps - 1:
-            slope_next = (x_next - denoise(x_next, sigma_next).to(x.dtype)) / sigma_next
-            x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
-        x = x_next
+        x = heun_step(denoise, x, sigma, sigma_next, last=index == num_steps - 1)
     return x
+
+
+def heun_step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, last: bool = False) -> Tensor:
+    """`x` at the level sigma_next; by Euler's method if it is the last one, 0, where there is no slope."""
+    slope = (x - denoise(x, sigma).to(x.dtype)) / sigma
+    x_next = x + (sigma_next - sigma) * slope
+    if not last:
+        slope_next = (x_next - denoise(x_next, sigma_next).to(x.dtype)) / sigma_next
+        x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
+    return x_next

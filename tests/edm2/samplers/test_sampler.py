@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from recipe.edm2 import rng
 from recipe.edm2.networks.precond import Precond
-from recipe.edm2.samplers.generate import SamplerSettings, generate, generate_batches
+from recipe.edm2.samplers.generate import SAMPLERS, SamplerSettings, generate, generate_batches
 from recipe.edm2.samplers.guidance import guided
 from recipe.edm2.samplers.heun import heun
+from recipe.edm2.samplers.names import Name
 from recipe.edm2.samplers.schedule import sigma_steps
 
 STD = 0.5
@@ -152,8 +154,13 @@ def test_guidance_extrapolates_from_the_guide(guidance: float):
 
 @pytest.mark.parametrize(
     "settings",
-    [SamplerSettings(num_steps=6), SamplerSettings(num_steps=6, S_churn=20), SamplerSettings(6, guidance=1.5)],
-    ids=["deterministic", "churn", "guidance"],
+    [
+        SamplerSettings(num_steps=6),
+        SamplerSettings(num_steps=6, S_churn=20),
+        SamplerSettings(6, guidance=1.5),
+        *(SamplerSettings(4, sampler=name) for name in SAMPLERS if name != "heun"),
+    ],
+    ids=["deterministic", "churn", "guidance", *(name for name in SAMPLERS if name != "heun")],
 )
 def test_image_depends_on_its_seed_and_label_alone(net: Precond, settings: SamplerSettings):
     seeds, labels = [3, 11, 0, 2**40, 7, 3, 3], [1, -1, 9, 0, 4, 1, 2]
@@ -227,3 +234,37 @@ def test_generate_uses_every_setting(net: Precond):
         images.append(generate(net, seeds, labels, settings))
     distances = [float((image - images[0]).norm()) for image in images[1:]]
     assert min(distances) > 1e-3, dict(zip(changes, distances, strict=True))
+
+
+SETTINGS_OF_OTHERS: dict[str, tuple[Name, dict[str, Any]]] = {
+    "eta of ancestral": ("euler_ancestral", {"eta": 0.5}),
+    "noise of ancestral": ("euler_ancestral", {"S_noise": 1.2}),
+    "eta of 2M": ("dpmpp_2m_sde", {"eta": 0.5}),
+    "noise of 2M": ("dpmpp_2m_sde", {"S_noise": 1.2}),
+    "type of 2M": ("dpmpp_2m_sde", {"solver_type": "heun"}),
+    "eta of 3M": ("dpmpp_3m_sde", {"eta": 0.5}),
+    "noise of 3M": ("dpmpp_3m_sde", {"S_noise": 1.2}),
+    "order": ("unipc", {"order": 3}),
+    "levels of restart": ("restart", {"restart": [[4, 2, 0.06, 0.3]]}),
+    "noise of restart": ("restart", {"S_noise": 1.2}),
+}
+
+
+@pytest.mark.parametrize(("sampler", "change"), SETTINGS_OF_OTHERS.values(), ids=SETTINGS_OF_OTHERS)
+def test_generate_uses_the_settings_of_each_sampler(net: Precond, sampler: Name, change: dict[str, Any]):
+    seeds, labels = torch.tensor([1]), torch.tensor([1])
+    usual, other = (generate(net, seeds, labels, SamplerSettings(5, sampler=sampler, **own)) for own in ({}, change))
+    assert float((usual - other).norm()) > 1e-4 * float(usual.norm())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_state_of_double_precision(net: Precond, sampler: Name):
+    """The same image to rounding, which is there; in float32 for the caller."""
+    seeds, labels = torch.arange(2), torch.tensor([1, 4])
+    single, double = (
+        generate(net, seeds, labels, SamplerSettings(5, sampler=sampler, state_dtype=dtype))
+        for dtype in ("float32", "float64")
+    )
+    assert single.dtype == double.dtype == torch.float32
+    torch.testing.assert_close(single, double, rtol=0, atol=1e-3)
+    assert not torch.equal(single, double)
