@@ -41,7 +41,7 @@ from recipe.command_options import (
 from recipe.edm2.samplers.generate import SamplerSettings
 from recipe.ranks import find_ranks
 from recipe.sampling.distributed import Drawer, Wanted
-from recipe.sampling.job import Grid, Job, is_archive
+from recipe.sampling.job import GRID_MOST, Grid, Job, is_archive
 from recipe.sampling.labels import labels_for
 from recipe.sampling.networks import (
     LatentPictures,
@@ -70,7 +70,7 @@ def arguments_parser() -> Options:
     out = "folder of the images, SEED.png, or a file .zip (official layout), .tar (WebDataset), .npz; local or s3://"
     add("--out", type=address("--out"), required=True, metavar="PLACE", help=out)
     add("--subdirs", action="store_true", help="of a folder: a subfolder for each 1000 seeds")
-    grid = f"also write all images, of more than {Grid.most} the first, as one PNG"
+    grid = f"also write all images, of more than {GRID_MOST} the first, as one PNG"
     add("--grid", type=address("--grid"), metavar="FILE", help=grid)
     columns = "images in a row of the grid (default 10)"
     add("--columns", type=whole_number("--columns"), metavar="N", help=columns)

@@ -16,6 +16,7 @@ from recipe.sampling.settings import DrawnBy
 
 BEGIN = "sample/begin"  # what rank 0 tells the others
 PARTS = ".parts"  # added to an archive's name: the folder of its pictures until all are there
+GRID_MOST = 1000  # pictures in a grid
 
 
 def is_archive(out: str) -> bool:
@@ -25,19 +26,17 @@ def is_archive(out: str) -> bool:
 
 @dataclass(frozen=True)
 class Grid:
-    """A picture of the first pictures.
+    """A picture of the first GRID_MOST pictures.
 
     Attributes:
         address: of the file, local or s3://.
         columns: pictures in a row.
         zoom: side of the square that a pixel becomes.
-        most: pictures at most.
     """
 
     address: str
     columns: int = 10
     zoom: int = 1
-    most: int = 1000
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Job:
     @property
     def shown(self) -> Sequence[Wanted]:
         """The images in the grid."""
-        return self.wanted[: self.grid.most] if self.grid else []
+        return self.wanted[:GRID_MOST] if self.grid else []
 
     def run(self, drawer: Drawer, ranks: Ranks) -> str:
         """Draw what is missing, and make archive and grid; returns, on rank 0, what was done. Raises StorageError."""
