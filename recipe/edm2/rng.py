@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # One tag per use, so that no two of them share numbers. Never reuse or renumber: results would change.
-SIGMA, NOISE, LATENT, AUGMENT, LABEL_DROP, DROPOUT, SAMPLE_NOISE, SAMPLE_CHURN, X_FLIP = range(9)
+SIGMA, NOISE, LATENT, AUGMENT, LABEL_DROP, DROPOUT, SAMPLE_NOISE, SAMPLE_CHURN, X_FLIP, SAMPLE_LABEL = range(10)
 
 _MASK = 0xFFFFFFFF
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recipe.command_line import UserError, say
+from recipe.command_line import UserError, launcher_number, say
 from recipe.data.autoencoder import Vae, VaeFiles, find_vae
 from recipe.data.facts import LATENTS, PIXELS, DataFacts
 from recipe.edm2.images import to_pixels
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, unwhiten
 from recipe.edm2.networks.precond import Precond
-from recipe.weights.snapshots import load_network
+from recipe.weights.snapshots import load_network, snapshot_identity
 
 
 class SampleError(UserError):
@@ -29,12 +29,14 @@ class Sampled:
         net: the network, on the device that it draws on.
         facts: of the data that it was trained on.
         label_dropout: share of examples that it was shown without their class; None = the snapshot does not say.
+        identity: of the snapshot's contents, wherever it lies.
     """
 
     path: str
     net: Precond
     facts: DataFacts
     label_dropout: float | None = None
+    identity: str = ""
 
     def whitening(self) -> Whitening | None:
         """The whitening of the latents that the network makes; None if it makes pixels.
@@ -57,7 +59,8 @@ class Sampled:
 def load(path: str, device: torch.device, dtype: torch.dtype) -> Sampled:
     """The network of a snapshot on the device, its activations in `dtype`. Raises SnapshotError."""
     net, info = load_network(path, dtype)
-    return Sampled(path, net.to(device), info.dataset, info.extra.get("label_dropout"))
+    dropout = info.extra.get("label_dropout")
+    return Sampled(path, net.to(device), info.dataset, dropout, snapshot_identity(path))
 
 
 def check_guidance(sampled: Sampled, guidance: float, labels: Sequence[int]) -> None:
@@ -99,6 +102,10 @@ class LatentPictures:
         self.vae = Vae(files, self.idle)
         self.whitening = whitening
         self.device = device
+
+    def sha256(self) -> str:
+        """The digest of the autoencoder's weights."""
+        return self.vae.files.sha256()
 
     def __call__(self, latents: Tensor) -> Tensor:
         self.vae.to(self.device)
@@ -143,7 +150,9 @@ def check_guide(guide: Sampled, guided: Sampled) -> None:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device; raises SampleError if there is none of that name here."""
+    """The device, of several ranks on a machine one for each; raises SampleError if there is none of that name here."""
+    if name == "cuda" and torch.cuda.device_count() > 1:
+        name = f"cuda:{launcher_number('LOCAL_RANK', 0) % torch.cuda.device_count()}"
     try:
         return torch.empty(0, device=name).device
     except (AssertionError, RuntimeError) as error:

@@ -1,54 +1,17 @@
-"""Pictures drawn by a network: classes, batches, files."""
+"""Pictures for the eye: Pillow images of pixels, and grids of what was drawn."""
 
-import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import io
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from recipe.command_line import parse_integers
-from recipe.edm2.images import to_pixels
-from recipe.edm2.networks.precond import Precond
-from recipe.edm2.samplers.generate import SamplerSettings, generate_batches
-from recipe.sampling.networks import SampleError
-from recipe.storage.own_pictures import check_free, save_picture
-
-
-def labels_for(seeds: Sequence[int], wanted: str | None, label_dim: int) -> list[int]:
-    """The class of each seed: the seed-th of the wanted ones, cyclically; all classes if None; -1 = unconditional.
-
-    Raises:
-        SampleError: a class that the network does not know.
-    """
-    if label_dim == 0:
-        if wanted is not None:
-            raise SampleError(f"--labels {wanted}: the network is unconditional; leave --labels out")
-        return [-1] * len(seeds)
-    if wanted == "none":
-        return [-1] * len(seeds)
-    classes = list(range(label_dim)) if wanted is None else parse_integers(wanted)
-    if max(classes) >= label_dim:
-        raise SampleError(f"--labels {wanted}: the network knows the classes 0 to {label_dim - 1}")
-    return [classes[seed % len(classes)] for seed in seeds]
-
-
-def draw(
-    net: Precond,
-    seeds: Sequence[int],
-    labels: Sequence[int],
-    settings: SamplerSettings,
-    batch_size: int,
-    guide: Precond | None = None,
-    pictures: Callable[[Tensor], Tensor] = to_pixels,
-) -> Tensor:
-    """uint8 images [N, C, H, W], one per seed, with a progress bar; `pictures` makes them of what the network makes."""
-    batches = generate_batches(net, seeds, labels, settings, batch_size, guide)
-    total = math.ceil(len(seeds) / batch_size)
-    progress = tqdm(batches, total=total, desc="sample", unit="batch", disable=None)
-    return torch.cat([pictures(batch) for batch in progress])
+from recipe.edm2.images import image_grid
+from recipe.storage.addresses import split_address
+from recipe.storage.own_pictures import encoded, not_own, notes_at
 
 
 def as_image(pixels: Tensor, zoom: int = 1) -> Image.Image:
@@ -57,25 +20,27 @@ def as_image(pixels: Tensor, zoom: int = 1) -> Image.Image:
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
-def image_path(out: Path, seed: int) -> Path:
-    return out / f"{seed:06d}.png"
+def as_pixels(png: bytes) -> Tensor:
+    """uint8 [C, H, W] of a PNG that `as_image` was written to."""
+    with Image.open(io.BytesIO(png)) as image:
+        array = np.array(image)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
-def check_places(out: Path, seeds: Sequence[int], grid: Path | None, overwrite: bool) -> None:
-    """See that no file is lost where the images of the seeds and their grid are to go.
+def check_grid(address: str, overwrite: bool) -> None:
+    """See that a grid may be written there.
 
     Raises:
-        StorageError: a file that is not our own, and `overwrite` is false.
-        SampleError: a grid in an image's place.
+        StorageError: a file that is not our own, and `overwrite` is false; a place that cannot be read.
     """
-    images = [image_path(out, seed) for seed in seeds] if out.is_dir() else []
-    if grid is not None and grid.absolute() in {image_path(out, seed).absolute() for seed in seeds}:
-        raise SampleError(f"--grid {grid}: is the place of one of the images; give it another name")
-    check_free(images if grid is None else [*images, grid], overwrite)
+    place, name = split_address(address)
+    size = place.size(name)
+    if size is not None and not overwrite and notes_at(place, name, size) is None:
+        raise not_own(address)
 
 
-def write_images(pixels: Tensor, seeds: Sequence[int], out: Path) -> None:
-    """One PNG per image, named by its seed."""
-    out.mkdir(parents=True, exist_ok=True)
-    for image, seed in zip(pixels, seeds, strict=True):
-        save_picture(as_image(image.permute(1, 2, 0)), image_path(out, seed))
+def write_grid(pngs: Sequence[bytes], address: str, columns: int, zoom: int) -> None:
+    """Write pictures as one, local or in object storage, in the format of its suffix, whole or not at all."""
+    place, name = split_address(address)
+    sheet = image_grid(torch.stack([as_pixels(png) for png in pngs]), columns)
+    place.write(name, encoded(as_image(sheet, zoom), PurePosixPath(name).suffix))

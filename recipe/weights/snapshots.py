@@ -183,6 +183,7 @@ class SnapshotReader:
         checksum, _, text = metadata[METADATA_KEY].partition(" ")
         if checksum != _sha256(text.encode()):
             raise SnapshotError(f"{self.path}: the checksum of its header does not match; fetch or make it again")
+        self.identity = checksum  # of the header, and so of all that it says and of every tensor
         header = {"config": "G", "run": None} | json.loads(text)
         if header["format"] != FORMAT:
             raise SnapshotError(
@@ -249,6 +250,12 @@ def check_finite(path: Path) -> None:
     with SnapshotReader(path) as reader:
         for name in reader.names():
             reader.read(name)
+
+
+def snapshot_identity(path: Path | str) -> str:
+    """What two snapshots have in common if they hold the same: 16 hexadecimal digits. Raises as `SnapshotReader`."""
+    with SnapshotReader(path) as reader:
+        return reader.identity
 
 
 def load_network(path: Path | str, dtype: torch.dtype = torch.float32) -> tuple[Precond, SnapshotInfo]:

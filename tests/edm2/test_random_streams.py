@@ -26,6 +26,7 @@ from recipe.edm2.networks.precond import Precond
 from recipe.training.model import DiffusionModel
 
 USES = ["SIGMA", "NOISE", "LATENT", "AUGMENT", "LABEL_DROP", "DROPOUT", "SAMPLE_NOISE", "SAMPLE_CHURN", "X_FLIP"]
+USES += ["SAMPLE_LABEL"]
 COUNT = 4096  # examples per table
 UNLIKELY = 1e-6
 BINS = 8
@@ -118,7 +119,7 @@ def test_tags_are_independent():
         for use, (batch, seed) in product(USES, [(0, 0), (1, 0), (2, 0), (0, 1)])
     }
     chances = {pair: chance_of(streams[pair[0]], streams[pair[1]]) for pair in combinations(streams, 2)}
-    assert len(chances) == 36 * 35 // 2
+    assert len(chances) == 40 * 39 // 2
     assert {pair: chance for pair, chance in chances.items() if chance < UNLIKELY} == {}
 
 
@@ -132,7 +133,7 @@ def test_no_words_are_drawn_twice():
         ]
     )
     pairs = words[::2] << 31 ^ words[1::2]
-    assert len(pairs) == 9 * 4 * 8 * 8 * 8
+    assert len(pairs) == 10 * 4 * 8 * 8 * 8
     assert len(pairs.unique()) == len(pairs)
 
 

@@ -50,7 +50,8 @@ def test_place_of_each_key_in_the_counter():
 
 def test_tags_keep_their_numbers():
     tags = ["SIGMA", "NOISE", "LATENT", "AUGMENT", "LABEL_DROP", "DROPOUT", "SAMPLE_NOISE", "SAMPLE_CHURN", "X_FLIP"]
-    assert [getattr(rng, tag) for tag in tags] == list(range(9))
+    tags += ["SAMPLE_LABEL"]
+    assert [getattr(rng, tag) for tag in tags] == list(range(10))
 
 
 def test_normals_have_the_moments_of_a_unit_normal():

@@ -46,7 +46,7 @@ def test_sample_command(run_folder: Path, tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     seeds = [0, 1, 2, 3, 4, 12]
-    assert sorted(path.name for path in out.iterdir()) == [f"{seed:06d}.png" for seed in seeds]
+    assert sorted(path.name for path in out.glob("*.png")) == [f"{seed:06d}.png" for seed in seeds]
     net, _ = load_network(snapshot)
     labels = torch.tensor([[3, 7][seed % 2] for seed in seeds])
     expected = to_pixels(generate(net, torch.tensor(seeds), labels, SamplerSettings(num_steps=3)))
@@ -121,8 +121,19 @@ REFUSED = {
     "grid of an unknown kind": (["--grid", "grid.pgn"], "--grid grid.pgn: must end with the kind of file"),
     "grid that is a folder": (["--grid", "OUT/.."], "must end with the kind of file"),
     "grid in an image's place": (["--grid", "OUT/000000.png"], "is the place of one of the images"),
-    "grid in S3": (["--grid", "s3://bucket/grid.png"], "must be on this machine"),
-    "images in S3": (["--out", "s3://bucket/images"], "--out s3://bucket/images: must be on this machine"),
+    "grid elsewhere": (["--grid", "gs://bucket/grid.png"], "gs://bucket/grid.png: is not a folder that can be used"),
+    "images elsewhere": (["--out", "gs://bucket/images"], "gs://bucket/images: is not a folder that can be used"),
+    "grid without a kind in S3": (["--grid", "s3://bucket/grid"], "--grid s3://bucket/grid: must end with the kind"),
+    "subfolders of a file": (
+        ["--out", "OUT.zip", "--subdirs"],
+        "is of a folder, and --out OUT.zip is a file",
+    ),
+    "archive of an unknown folder": (["--out", "SNAPSHOT/a.zip"], "--out SNAPSHOT: SNAPSHOT is a file, not a folder"),
+    "class by name": (
+        ["--labels", "cat"],
+        "does not say how its classes are called; name 'cat' by its id",
+    ),
+    "falling classes": (["--labels", "5-3"], "--labels 5-3: '5-3' is a range that falls; write 3-5"),
     "blank folder": (["--out", ""], "--out '': must not be blank"),
     "a space that nobody sees": (["--out", "images "], "--out 'images ': must not be blank, begin or end with a space"),
     "home of nobody": (["--out", "~nobody-of-that-name/a"], "whose home folder is not known"),
@@ -137,7 +148,7 @@ REFUSED = {
 @pytest.mark.parametrize(("options", "said"), REFUSED.values(), ids=REFUSED)
 def test_sample_refuses_options(options: list[str], said: str, snapshot: Path, tmp_path: Path, monkeypatch, capsys):
     """Each before anything is drawn or written."""
-    monkeypatch.setattr("recipe.sample.draw", None)
+    monkeypatch.setattr("recipe.sample.Job", None)
     names = {"SNAPSHOT": str(snapshot), "OUT": str(tmp_path / "images"), "GRID": str(tmp_path / "grid.png")}
     for name, value in names.items():
         options = [option.replace(name, value) for option in options]
