@@ -73,8 +73,8 @@ def read_official(path: Path) -> OfficialNetwork:
         if top is None:
             raise OfficialError(f"{path}: holds no table with a network `ema`; convert.py reads snapshots of EDM2")
         if top.get("ema") is None:
-            held = ", ".join(one_line(key) for key in list(top)[:8]) or "nothing"
-            raise OfficialError(f"{path}: holds no network, only {held}; name a file with `ema`, such as edm2-*.pkl")
+            held = f", only {', '.join(one_line(key) for key in list(top)[:8])}" if top else ""
+            raise OfficialError(f"{path}: holds no network{held}; name a file with `ema`, such as edm2-*.pkl")
         module = published(top["ema"])
         if module is None or module.kind != NETWORK:
             kind = "something else" if module is None else module.kind
@@ -84,7 +84,7 @@ def read_official(path: Path) -> OfficialNetwork:
             )
         network = network_arguments(module)
         storages = EmbeddedStorages()
-        tensors = {name: tensor_from(value, storages, name) for name, value in named_tensors(top["ema"])}
+        tensors = {name: tensor_from(value, storages, one_line(name)) for name, value in named_tensors(top["ema"])}
         return OfficialNetwork(fitted(tensors, network), network, _facts(top.get("encoder"), network))
 
 

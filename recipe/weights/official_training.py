@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recipe.weights.inert_pickles import PickleError
+from recipe.weights.inert_pickles import PickleError, one_line
 from recipe.weights.official import OfficialError, checked_argument, fitted, refusing
 from recipe.weights.official_layout import NAMES, table
 from recipe.weights.pickled_tensors import ArchivedStorages, open_archive, tensor_from
@@ -54,12 +54,14 @@ def read_training_state(path: Path, network: dict[str, Any] | None = None) -> Of
         OfficialError: it is damaged, names foreign code, or is no training state of EDM2.
         OSError: it cannot be read.
     """
-    with refusing(path):
+    with refusing(path), open(path, "rb") as file:
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(file) as archive:
                 top, storages = open_archive(archive, path.stat().st_size, NAMES)
                 return _read(path, table(top), storages, network)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        except (OfficialError, PickleError):
+            raise
+        except Exception as error:  # a directory of garbage can raise anything: it is refused all the same
             raise PickleError(f"no whole archive: {type(error).__name__}") from None
 
 
@@ -102,7 +104,7 @@ def _tensors(part: object, storages: ArchivedStorages) -> dict[str, Tensor]:
     entries = table(part)
     if entries is None:
         raise PickleError("weights that are no table")
-    return {str(name): tensor_from(value, storages, str(name)[:100]) for name, value in entries.items()}
+    return {str(name): tensor_from(value, storages, one_line(name)) for name, value in entries.items()}
 
 
 def network_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

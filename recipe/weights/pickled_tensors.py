@@ -50,16 +50,16 @@ def tensor_from(value: object, storages: Storages, where: str) -> Tensor:
     if isinstance(value, Record) and value.name == PARAMETER and value.arguments:
         value = value.arguments[0]
     if not isinstance(value, Record) or value.name != TENSOR or len(value.arguments) < 4:
-        raise PickleError(f"{where} is no tensor")
+        raise PickleError(f"no tensor as {where}")
     reference, offset, shape, strides = value.arguments[:4]
     if not (_is_count(offset) and _are_counts(shape) and _are_counts(strides) and len(shape) == len(strides)):
-        raise PickleError(f"{where} has a shape that none can have")
+        raise PickleError(f"a tensor {where} of a shape that none can have")
     dtype, data = storages.read(reference)
     # Its elements must lie side by side, in whatever order: a stride of 0 would make terabytes of one number.
     count = math.prod(shape)
     span = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1 if count else 0
     if span != count or (offset + span) * dtype.itemsize > len(data) or not _is_dense(shape, strides):
-        raise PickleError(f"{where} does not fit its storage")
+        raise PickleError(f"a tensor {where} that its storage does not hold")
     if count == 0:
         return torch.empty(shape, dtype=dtype)
     part = bytearray(memoryview(data)[offset * dtype.itemsize : (offset + span) * dtype.itemsize])

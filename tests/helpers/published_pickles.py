@@ -62,7 +62,7 @@ def official_modules() -> Iterator[None]:
         yield
     finally:
         for name in modules:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def persistent(module: nn.Module, arguments: Mapping[str, Any], source: str = SOURCE) -> Any:
