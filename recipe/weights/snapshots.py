@@ -48,7 +48,7 @@ class SnapshotInfo:
     Attributes:
         network: keyword arguments of `build_network`, without `dtype`.
         nimg: images seen.
-        sigma_rel: relative length of the average.
+        sigma_rel: relative length of the average; 0 = the weights themselves, which `convert.py` takes from elsewhere.
         dataset: the facts of the training data; of a file of another origin they may say nothing.
         extra: further entries in JSON, for example how a post-hoc average was made.
         config: kind of the network; a file that does not name one holds a network of config G.
