@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.documented import after_script, matching, placed, sized
 from helpers.small_snapshots import NETWORK, refused_in_process, small_network, stored
 from recipe import sample
 from recipe.edm2.images import to_pixels
@@ -93,10 +94,30 @@ def test_refused(options: list[str], said: str, tmp_path: Path, monkeypatch, cap
     assert list(tmp_path.iterdir()) == []
 
 
+def new_snapshot(folder: Path, seed: int) -> Path:
+    path = folder / snapshot_name(1000 * seed, 0.05)
+    info = SnapshotInfo(NETWORK, 1000 * seed, 0.05, extra={"label_dropout": 0.1})
+    save_snapshot(path, stored(small_network(seed), torch.float32), info)
+    return path
+
+
+def test_documented_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of docs/sampling.md as they stand, on a small network."""
+    places = {"SNAPSHOT": new_snapshot(tmp_path, 3), "GUIDE": new_snapshot(tmp_path, 4)}
+    commands = matching(r"python recipe/sample\.py SNAPSHOT --(sampler|guidance) .*")
+    for index, command in enumerate(commands):
+        out = tmp_path / str(index)
+        script, words = after_script(command)
+        assert script == "recipe/sample.py"
+        monkeypatch.setattr("sys.argv", [script, *sized(placed(words, {**places, "out": out}), {"--seeds": 5})])
+        sample.main()
+        assert [path.name for path in out.iterdir()] == ["000005.png"]
+    pictures = [(tmp_path / str(index) / "000005.png").read_bytes() for index in range(len(commands))]
+    assert len(set(pictures)) == len(commands) == 6
+
+
 def test_the_command_draws_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    snapshot = tmp_path / snapshot_name(1000, 0.05)
-    extra = {"label_dropout": 0.1}
-    save_snapshot(snapshot, stored(small_network(3), torch.float32), SnapshotInfo(NETWORK, 1000, 0.05, extra=extra))
+    snapshot = new_snapshot(tmp_path, 3)
     options = ["--sampler", "dpmpp_2m_sde", "--eta", "0.5", "--steps", "5", "--guidance", "2"]
     options += ["--guidance-interval", "0.1:20", "--seeds", "4", "--device", "cpu", "--out", str(tmp_path / "images")]
     monkeypatch.setattr("sys.argv", ["sample.py", str(snapshot), *options])
