@@ -1,6 +1,5 @@
 """An image's bits are a function of its seed and label alone, and each image is drawn by exactly one rank."""
 
-import itertools
 import random
 import threading
 
@@ -98,10 +97,10 @@ def test_memory_is_bounded_by_the_batch():
 
     try:
         drawer = Drawer(small_network(0), SamplerSettings(num_steps=1), pictures=pictures)
-        assert sum(draw(drawer, [Wanted(seed, 0) for seed in range(160)], keep, 16)) == 160
+        assert sum(draw(drawer, [Wanted(seed, 0) for seed in range(320)], keep, 2 * ROWS)) == 320
     finally:
         torch.set_num_threads(1)
-    assert ROWS < most <= 16
+    assert ROWS < most <= 2 * ROWS
 
 
 def test_the_first_failure_ends_it():
@@ -109,13 +108,13 @@ def test_the_first_failure_ends_it():
     kept = []
 
     def keep(each: Wanted, image: Tensor) -> None:
-        if each.seed == 20:
+        if each.seed == 2 * ROWS:
             raise OSError("the disk is full")
         kept.append(each.seed)
 
     drawer = Drawer(small_network(0), SamplerSettings(num_steps=1))
     with pytest.raises(OSError, match="the disk is full"):
-        list(draw(drawer, [Wanted(seed, 0) for seed in itertools.chain(range(40))], keep, 8))
+        list(draw(drawer, [Wanted(seed, 0) for seed in range(8 * ROWS)], keep, ROWS))
     before = list(kept)
     threading.Event().wait(0.3)
-    assert kept == before and 39 not in kept
+    assert kept == before and 8 * ROWS - 1 not in kept
