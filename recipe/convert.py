@@ -63,7 +63,7 @@ def arguments_parser() -> Options:
 
 def check(arguments: argparse.Namespace) -> str:
     """What can be said against the options before a file is read; returns the kind of source. Raises OptionError."""
-    kind, out = PurePosixPath(arguments.source).suffix, arguments.out
+    kind = PurePosixPath(arguments.source).suffix
     if kind not in (OFFICIAL, TRAINING, SNAPSHOT):
         raise OptionError(f"SOURCE {arguments.source}: must be a .pkl, a .pt or a .safetensors file")
     if (kind == SNAPSHOT) != (arguments.to == "published"):
@@ -80,6 +80,12 @@ def check(arguments: argparse.Namespace) -> str:
         raise OptionError(f"--sigma-rel {arguments.sigma_rel:g}: must be below 12^-0.5 = {SIGMA_REL_LIMIT:.4f}")
     if arguments.nimg is not None:
         images_in(arguments.nimg, "--nimg")
+    check_out(arguments.out, kind)
+    return kind
+
+
+def check_out(out: str, kind: str) -> None:
+    """Raises OptionError if what is made of that kind of source cannot be put at `out`."""
     is_file = PurePosixPath(out).suffix in FORMATS
     if kind == SNAPSHOT and not is_file:
         raise OptionError(f"--out {out}: must be a file that ends with {' or '.join(FORMATS)}")
@@ -89,7 +95,6 @@ def check(arguments: argparse.Namespace) -> str:
         raise OptionError(f"--out {out}: a snapshot must end with .safetensors; or name a folder")
     if not is_remote(out):
         check_folder(Path(out).parent if is_file else Path(out), "--out")
-    return kind
 
 
 def check_free(target: str) -> None:

@@ -1,5 +1,7 @@
 """The command that converts published weights and back, and what it refuses before and after it has read a file."""
 
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.commands import assert_refused
-from helpers.forks import run_forked
+from helpers.commands import command_line
+from helpers.documented import ALL, after_script
 from helpers.golden_data import load
 from helpers.published_pickles import archived, pickled, training_table, vae_encoder, write_published
 from helpers.small_snapshots import NETWORK, TRACKED, outputs, refused_in_process, small_network, stored
-from recipe import convert
+from recipe import convert, sample
+from recipe.edm2.networks.precond import Precond
 from recipe.storage.addresses import open_place
 from recipe.weights.posthoc import reconstruct, solve, usable_snapshots
 from recipe.weights.snapshots import SnapshotInfo, list_snapshots, load_network, save_snapshot, snapshot_name
+from recipe.weights.state_dicts import published_shapes
 
 NAME = "edm2-img8-xs-0008388-0.050.pkl"
 SNAPSHOT = snapshot_name(2**23, 0.05)
@@ -71,12 +75,7 @@ def test_there_and_back(tmp_path: Path, monkeypatch, capsys):
 def test_published_names_are_those_of_the_reference():
     golden, metadata = load("network")
     names = {name.removeprefix("weights/") for name in golden if name.startswith("weights/")}
-    from json import loads
-
-    from recipe.edm2.networks.precond import Precond
-    from recipe.weights.state_dicts import published_shapes
-
-    net = Precond(**loads(metadata["config"]))
+    net = Precond(**json.loads(metadata["config"]))
     plain = published_shapes(net.state_dict())
     assert plain.keys() == names
     assert all(plain[name].shape == golden[f"weights/{name}"].shape for name in names)
@@ -179,10 +178,10 @@ CONTENTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_contents_are_refused_in_one_line(name: str, tmp_path: Path):
+def test_contents_are_refused_in_one_line(name: str, tmp_path: Path, monkeypatch, capsys):
     value, said = CONTENTS[name]
     (tmp_path / NAME).write_bytes(pickled(value))
-    assert_refused(run_forked("convert.py", tmp_path / NAME, "--out", tmp_path / "out"), said)
+    assert said in refused_in_process(convert, [tmp_path / NAME, "--out", tmp_path / "out"], monkeypatch, capsys)
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
@@ -190,3 +189,27 @@ def test_a_state_that_is_a_checkpoint_of_something_else(tmp_path: Path, monkeypa
     torch.save({"model": {}}, tmp_path / "a.pt")
     said = refused_in_process(convert, [tmp_path / "a.pt", "--out", tmp_path / "out"], monkeypatch, capsys)
     assert "is no training state of EDM2, which holds state, net and ema (missing: state, net, ema)" in said
+
+
+@pytest.mark.slow
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The commands of docs/weights.md, on small networks in the places of the published ones."""
+    net = small_network(1)
+    for name in ("edm2-img64-s-1073741-0.075.pkl", "network-snapshot-0008388-0.100.pkl"):
+        write_published(tmp_path / name, net, NETWORK)
+    (tmp_path / "training-state-0008388.pt").write_bytes(archived(training_table(net, {0.1: small_network(2)}, 2**23)))
+    lines = [line for page, line, marked in ALL if page == "weights.md" and not marked]
+    assert len(lines) == 4
+    monkeypatch.chdir(tmp_path)
+    for index, line in enumerate(lines):
+        script, words = after_script(line)
+        if index == 0:  # a process of its own takes seconds to start
+            started = command_line(Path(script).name, *words)
+            done = subprocess.run(started, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        else:
+            monkeypatch.setattr("sys.argv", [script, *words])
+            (convert if script.endswith("convert.py") else sample).main()
+    plain = torch.load(tmp_path / "plain.pt", weights_only=True)
+    assert torch.equal(plain["unet.out_gain"], small_network(2).unet.out_gain.reshape([]))
+    assert len(list((tmp_path / "out" / "published").glob("*.png"))) == 4

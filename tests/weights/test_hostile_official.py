@@ -38,7 +38,7 @@ SMALLER: dict[str, Any] = dict(
 )
 NETWORK = {**small_snapshots.NETWORK, **SMALLER}
 CANARY = "EDM2_CANARY"
-SECONDS = 5.0
+SECONDS = 5.0  # of the processor: others may be busy
 
 
 def network(seed: int) -> Precond:
@@ -128,7 +128,7 @@ def within(value: Any, only: str | None = None) -> dict[str, Any]:
 
 def examined(read: Callable[[Path], object], path: Path, mark: Path) -> str | None:
     """The one line with which a file is refused, None if it is not; it may leave nothing and not take long."""
-    modules, started = set(sys.modules), time.monotonic()
+    modules, started = set(sys.modules), time.process_time()
     try:
         read(path)
         message = None
@@ -140,7 +140,7 @@ def examined(read: Callable[[Path], object], path: Path, mark: Path) -> str | No
     assert not {
         name for name in set(sys.modules) - modules if name.split(".")[0] in ("dnnlib", "torch_utils", "antigravity")
     }
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     return message
 
 
@@ -243,8 +243,8 @@ RAW = {
     "an empty stack": b"\x80\x04.",
     "a tuple of what is not there": b"\x80\x04K\x01\x87.",
     "two pickles": pickle.dumps({}) + pickle.dumps({}),
-    "depth without end": b"\x80\x02" + b"(" * 300_000 + b".",
-    "lists in lists": b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
+    "depth without end": b"\x80\x02" + b"(" * 100_000 + b".",
+    "lists in lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
     "a name of two lines": b"\x80\x04" + short(b"os\nsystem") + short(b"x\x1b[2J") + b"\x93.",
     "a dotted name": b"\x80\x04" + short(b"collections") + short(b"OrderedDict.__init__.__globals__") + b"\x93.",
     "a name of numbers": b"\x80\x04K\x01K\x02\x93.",
@@ -255,10 +255,15 @@ RAW = {
 }  # fmt: skip
 
 
+WELL_FORMED = ("a frame of exabytes", "a memory of 4 G", "lists in lists")
+"""Of these only the contents are refused: the reader makes no room for what a file announces."""
+
+
 @pytest.mark.parametrize("name", RAW)
 def test_pickles_that_pickle_does_not_write(name: str, tmp_path: Path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(RAW[name], tmp_path)
+    message = refused(RAW[name], tmp_path)
+    assert ("holds no" in message) == (name in WELL_FORMED), message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
 
 
