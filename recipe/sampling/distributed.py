@@ -20,8 +20,9 @@ from recipe.edm2.images import to_pixels
 from recipe.edm2.networks.precond import Precond
 from recipe.edm2.samplers.generate import SamplerSettings, generate
 
-ROWS = {"cpu": 16, "cuda": 32}
-"""Rows of each call of the network, by kind of device. Another number changes the last bits of all images."""
+ROWS = {"cpu": 16, "cuda": 64}
+"""Rows of each call of the network, by kind of device (docs/performance.md). Another number changes the last bits of
+all images."""
 AHEAD = 2  # calls that a GPU's images may be in flight of, if the batch allows: one is drawn, one is written
 PATIENCE = 30.0  # seconds that an ending waits for what is being written
 
