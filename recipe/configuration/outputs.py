@@ -67,6 +67,7 @@ class Samples(Section):
             S_noise=self.s_noise,
             guidance=self.guidance,
             interval=EVERYWHERE if lo_hi is None else Interval(*lo_hi),
+            in_one_batch=False,  # training has the memory: a grid must not need twice as much as batch_size says
             sampler=self.sampler,
             eta=self.eta,
             order=self.order,

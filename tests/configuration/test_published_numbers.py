@@ -217,7 +217,7 @@ def test_defaults_of_the_sampler():
         found = defaults(sampler)
         assert found.pop("randn_like", torch.randn_like) is torch.randn_like
         assert found == {option: settings[option] for option in (*SCHEDULE, *OPTIONS[name])}
-    assert vars(Samples().settings()) == settings | {"restart": [[3, 2, 0.06, 0.3]]}
+    assert vars(Samples().settings()) == settings | {"restart": [[3, 2, 0.06, 0.3]], "in_one_batch": False}
     found = defaults(heun)
     assert found.pop("randn_like") is torch.randn_like
     assert found == expected | churn | {"num_steps": 32}

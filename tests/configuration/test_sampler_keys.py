@@ -31,13 +31,14 @@ def test_every_key_reaches_the_sampler():
         (["sampler=restart", "restart=[[4,1,0.1,2]]"], {"sampler": "restart", "restart": [[4, 1, 0.1, 2]]}),
     ):
         samples = read_config([EDM2, *(f"samples.{key}" for key in keys + own)]).samples
-        expected = SamplerSettings(**{"restart": [[3, 2, 0.06, 0.3]], **schedule, **settings})  # pyright: ignore
+        own_way = {"restart": [[3, 2, 0.06, 0.3]], "in_one_batch": False}
+        expected = SamplerSettings(**{**own_way, **schedule, **settings})  # pyright: ignore
         assert samples.settings() == expected
 
 
 def test_defaults_are_those_of_the_sampler():
     settings = read_config([EDM2]).samples.settings()
-    assert settings == SamplerSettings(num_steps=16, guidance=2.0, restart=[[3, 2, 0.06, 0.3]])
+    assert settings == SamplerSettings(16, guidance=2.0, in_one_batch=False, restart=[[3, 2, 0.06, 0.3]])
     assert settings.interval == (0, math.inf)
 
 

@@ -120,3 +120,13 @@ def test_a_second_network_guides_within_the_interval(net: Precond):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     everywhere = generate(net, SEEDS, LABELS, SamplerSettings(num_steps=6, guidance=1.8), guide)
     assert (everywhere - found).norm() > 0.01 * found.norm()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_published_interval_in_the_denoiser(net: Precond, dtype: str):
+    """2.90 means the level 2.9015, which is in it, and 0.28 the level 0.283, which is not."""
+    settings = SamplerSettings(guidance=3, interval=Interval(0.28, 2.9), state_dtype=dtype)  # pyright: ignore
+    mixed, x = denoiser(net, LABELS, settings), torch.ones(3, 1, 8, 8)
+    for sigma, on in zip(settings.sigmas()[13:24], [False] * 2 + [True] * 7 + [False] * 2, strict=True):
+        plain = net(x, sigma, LABELS)
+        assert torch.allclose(mixed(x, sigma), plain, rtol=0, atol=1e-6) is not on  # pyright: ignore
