@@ -3,6 +3,7 @@
     python recipe/convert.py edm2-img512-xs-2147483-0.135.pkl --out DIR
     python recipe/convert.py training-state-0002097.pt --out DIR [--network network-snapshot-0002097-0.100.pkl]
     python recipe/convert.py SNAPSHOT.safetensors --to published --out FILE.safetensors
+    python recipe/convert.py SNAPSHOT.safetensors --to hub --out DIR
 
 Pickles are read as data: nothing that they name is looked up, and the source code in them is never run.
 """
@@ -31,9 +32,10 @@ from recipe.edm2.ema import SIGMA_REL_LIMIT
 from recipe.storage.addresses import is_remote, split_address
 from recipe.storage.fetching import fetch_files
 from recipe.storage.files import _written
+from recipe.weights.hub import HUB_FILES, MODEL, hub_texts
 from recipe.weights.official import KIND, read_official, time_and_length
 from recipe.weights.official_training import read_training_state
-from recipe.weights.snapshots import SnapshotInfo, SnapshotReader, save_snapshot, snapshot_name
+from recipe.weights.snapshots import SnapshotInfo, SnapshotReader, load_network, save_snapshot, snapshot_name
 from recipe.weights.state_dicts import FORMATS, published_shapes, write_state_dict
 
 OFFICIAL, TRAINING, SNAPSHOT = ".pkl", ".pt", ".safetensors"
@@ -48,8 +50,10 @@ def arguments_parser() -> Options:
     add = parser.add_argument
     source = "edm2-*.pkl, training-state-*.pt, or a snapshot of this recipe (.safetensors); local or s3://"
     add("source", type=address("SOURCE"), help=source)
-    to = "snapshot (default for .pkl and .pt) or published: a plain state dict under the published names"
-    add("--to", type=choice("--to", "snapshot", "published"), metavar="KIND", help=to)
+    to = (
+        "snapshot (default for .pkl and .pt); published: a plain state dict under the published names; or hub: a folder"
+    )
+    add("--to", type=choice("--to", "snapshot", "published", "hub"), metavar="KIND", help=to)
     out = "folder, or FILE.safetensors (of a state dict also FILE.pt); local or s3://"
     add("--out", type=address("--out"), required=True, metavar="PLACE", help=out)
     nimg = "images that a .pkl has seen, such as 2Gi (default: as its name says)"
@@ -66,8 +70,8 @@ def check(arguments: argparse.Namespace) -> str:
     kind = PurePosixPath(arguments.source).suffix
     if kind not in (OFFICIAL, TRAINING, SNAPSHOT):
         raise OptionError(f"SOURCE {arguments.source}: must be a .pkl, a .pt or a .safetensors file")
-    if (kind == SNAPSHOT) != (arguments.to == "published"):
-        fix = "add --to published" if kind == SNAPSHOT else "convert it to a snapshot first, then that one"
+    if (kind == SNAPSHOT) != (arguments.to in ("published", "hub")):
+        fix = "add --to published or --to hub" if kind == SNAPSHOT else "convert it to a snapshot first, then that one"
         what = "is a snapshot already" if kind == SNAPSHOT else f"cannot become {arguments.to} weights at once"
         raise OptionError(f"SOURCE {arguments.source}: {what}; {fix}")
     if kind != OFFICIAL:
@@ -80,14 +84,16 @@ def check(arguments: argparse.Namespace) -> str:
         raise OptionError(f"--sigma-rel {arguments.sigma_rel:g}: must be below 12^-0.5 = {SIGMA_REL_LIMIT:.4f}")
     if arguments.nimg is not None:
         images_in(arguments.nimg, "--nimg")
-    check_out(arguments.out, kind)
+    check_out(arguments.out, kind, arguments.to == "hub")
     return kind
 
 
-def check_out(out: str, kind: str) -> None:
+def check_out(out: str, kind: str, hub: bool) -> None:
     """Raises OptionError if what is made of that kind of source cannot be put at `out`."""
     is_file = PurePosixPath(out).suffix in FORMATS
-    if kind == SNAPSHOT and not is_file:
+    if hub and is_file:
+        raise OptionError(f"--out {out}: must be a folder, which several files go into")
+    if kind == SNAPSHOT and not hub and not is_file:
         raise OptionError(f"--out {out}: must be a file that ends with {' or '.join(FORMATS)}")
     if kind == TRAINING and is_file:
         raise OptionError(f"--out {out}: must be a folder, for several files come of a training state")
@@ -186,14 +192,29 @@ def convert_training(arguments: argparse.Namespace) -> list[str]:
 
 
 def convert_snapshot(arguments: argparse.Namespace) -> list[str]:
-    """A snapshot -> a state dict under the published names; returns its address."""
-    check_free(arguments.out)
+    """A snapshot -> a state dict under the published names, or a folder for others; returns the addresses."""
     if not is_remote(arguments.source) and Path(arguments.source).is_dir():
         raise ConvertError(f"{arguments.source}: is a folder; name a file in it")
+    if arguments.to == "hub":
+        return write_hub(arguments.source, arguments.out.rstrip("/"))
+    check_free(arguments.out)
     with SnapshotReader(arguments.source) as reader:
         tensors = published_shapes(reader.read_all())
     store(arguments.out, lambda path: write_state_dict(path, tensors))
     return [arguments.out]
+
+
+def write_hub(source: str, folder: str) -> list[str]:
+    """Write the folder of a snapshot for others; returns the addresses of its files."""
+    for name in HUB_FILES:
+        check_free(f"{folder}/{name}")
+    net, info = load_network(source)
+    with SnapshotReader(source) as reader:
+        tensors = reader.read_all()
+    store(f"{folder}/{MODEL}", lambda path: save_snapshot(path, tensors, info))
+    for name, text in hub_texts(net, info).items():
+        store(f"{folder}/{name}", lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    return [f"{folder}/{name}" for name in HUB_FILES]
 
 
 ACTIONS = {OFFICIAL: convert_official, TRAINING: convert_training, SNAPSHOT: convert_snapshot}

@@ -139,9 +139,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "folder as snapshot": (["WORK/d.safetensors", "--to", "published", "--out", "WORK/b.pt"], "is a folder; name a"),
     "other store": (["https://host/a-0008388-0.050.pkl", *OUT], "give a local path or s3://bucket/prefix"),
     "kind": (["WORK/a.ckpt", *OUT], "must be a .pkl, a .pt or a .safetensors file"),
-    "to": (["WORK/a.pkl", *OUT, "--to", "publish"], "--to publish: must be one of snapshot, published; did you mean"),
+    "to": (["WORK/a.pkl", *OUT, "--to", "publish"], "--to publish: must be one of snapshot, published, hub; did you"),
     "at once": (["WORK/a.pkl", *OUT, "--to", "published"], "cannot become published weights at once; convert it to"),
-    "snapshot already": (["WORK/a.safetensors", *OUT], "is a snapshot already; add --to published"),
+    "snapshot already": (["WORK/a.safetensors", *OUT], "is a snapshot already; add --to published or"),
     "idle time": (["WORK/a.pt", *OUT, "--nimg", "8Mi"], "--nimg 8Mi: is for a .pkl alone"),
     "idle network": (["WORK/a.pkl", *OUT, "--network", "b.pkl"], "--network b.pkl: is for a training state alone"),
     "network": (["WORK/a.pt", *OUT, "--network", "b.pt"], "--network b.pt: must be a .pkl file of the same run"),
@@ -199,7 +199,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         write_published(tmp_path / name, net, NETWORK)
     (tmp_path / "training-state-0008388.pt").write_bytes(archived(training_table(net, {0.1: small_network(2)}, 2**23)))
     lines = [line for page, line, marked in ALL if page == "weights.md" and not marked]
-    assert len(lines) == 4
+    assert len(lines) == 5
     monkeypatch.chdir(tmp_path)
     for index, line in enumerate(lines):
         script, words = after_script(line)

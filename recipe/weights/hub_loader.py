@@ -1,0 +1,60 @@
+"""An EDM2 network from a folder of config.json and model.safetensors, with torch and safetensors alone."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+
+def normalize(x: torch.Tensor, dims: tuple[int, ...] | None = None) -> torch.Tensor:
+    return x / (x.square().mean(dims or tuple(range(1, x.ndim)), keepdim=True).sqrt() + 1e-4)
+
+
+def mp_sum(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
+    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
+
+
+class EDM2:
+    def __init__(self, folder: str | Path, device: str = "cpu"):
+        self.config = json.loads((Path(folder) / "config.json").read_text())
+        self.w = {name: w.float() for name, w in load_file(Path(folder) / "model.safetensors", device).items()}
+
+    def layer(self, name: str, x: torch.Tensor, gain: torch.Tensor | float = 1.0) -> torch.Tensor:
+        w = (w := normalize(self.w[f"{name}.weight"])) * (gain / math.sqrt(w[0].numel()))
+        return F.linear(x, w) if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
+
+    def block(self, name: str, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        x = F.avg_pool2d(x, 2) if name.endswith("_down") else F.interpolate(x, scale_factor=1 + name.endswith("_up"))
+        skip = self.layer(f"{name}.conv_skip", x) if f"{name}.conv_skip.weight" in self.w else x
+        x, skip = (normalize(skip, (1,)),) * 2 if name.startswith("unet.enc") else (x, skip)
+        y = self.layer(f"{name}.conv_res0", F.silu(x) / 0.596)
+        y = y * (self.layer(f"{name}.emb_linear", emb, self.w[f"{name}.emb_gain"]) + 1)[:, :, None, None]
+        x = mp_sum(skip, self.layer(f"{name}.conv_res1", F.silu(y) / 0.596), self.config["res_balance"])
+        if f"{name}.attn_qkv.weight" in self.w:
+            parts = self.layer(f"{name}.attn_qkv", x).reshape(
+                len(x), -1, self.config["channels_per_head"], 3, x[0, 0].numel()
+            )
+            y = F.scaled_dot_product_attention(*normalize(parts, (2,)).permute(3, 0, 1, 4, 2)).transpose(2, 3)
+            x = mp_sum(x, self.layer(f"{name}.attn_proj", y.reshape(x.shape)), self.config["attn_balance"])
+        return x if self.config["clip_act"] is None else x.clamp(-self.config["clip_act"], self.config["clip_act"])
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Denoise x [N, C, H, W] of noise levels sigma [N] and class ids [N], -1 = unconditional."""
+        s, data, t = sigma[:, None, None, None], (c := self.config)["sigma_data"], c["concat_balance"]
+        angles = torch.outer(sigma.log() / 4, self.w["unet.emb_fourier.freqs"]) + self.w["unet.emb_fourier.phases"]
+        emb = self.layer("unet.emb_noise", angles.cos() * math.sqrt(2))
+        if c["label_dim"] > 0:
+            emb = mp_sum(emb, F.pad(normalize(self.w["unet.emb_label.weight"]), (0, 1)).T[labels], c["label_balance"])
+        emb, h, skips = F.silu(emb) / 0.596, torch.cat([x / (data**2 + s**2).sqrt(), torch.ones_like(x[:, :1])], 1), []
+        for name in c["encoder"]:
+            skips.append(h := self.layer(name, h) if name.endswith("_conv") else self.block(name, h, emb))
+        for name in c["decoder"]:
+            if "block" in name:
+                parts = [h * ((1 - t) / h.shape[1] ** 0.5), skips[-1] * (t / skips.pop().shape[1] ** 0.5)]
+                h = torch.cat(parts, 1) * (sum(part.shape[1] for part in parts) ** 0.5 / math.hypot(1 - t, t))
+            h = self.block(name, h, emb)
+        f = self.layer("unet.out_conv", h, self.w["unet.out_gain"])
+        return (data**2 * x + s * data * f * (data**2 + s**2).sqrt()) / (data**2 + s**2)
