@@ -6,7 +6,7 @@
 #
 # RUN is a run's folder, local or s3://bucket/folder; the averages go to RUN/posthoc/. The lengths are divided
 # among the tasks of the array, however many there are. Exit status: 0 done, 2 a mistake of the user, else a failure.
-#   env: OUT    a local folder: OUT/SIGMA_REL/SEED.png and OUT/SIGMA_REL.png, all in one (default images)
+#   env: OUT    a folder, local or s3://: OUT/SIGMA_REL/SEED.png and OUT/SIGMA_REL.png, all in one (default images)
 #        VENV   the environment (default .venv beside recipe/)
 #SBATCH --job-name=edm2-eval
 #SBATCH --ntasks=1

@@ -70,10 +70,10 @@ class KeptStream(Stream):
             except Exception as error:  # of each kind of storage
                 self._downloader.clean_up()
                 failed += 1
-                if failed >= (TRIES_IF_REFUSED if _will_not_pass(error) else self.download_retry):
+                if failed >= (TRIES_IF_REFUSED if _lasts(error) else self.download_retry):
                     raise
                 pause = 2 ** (failed - 1) + random.random() / 2
-                why = s3_client.reason(error) if s3_client.answered(error) else " ".join(repr(error).split())
+                why = s3_client.reason(error)
                 log.warning("%s: not fetched (%s); try %d begins in %.0f s", remote, why, failed + 1, pause)
                 time.sleep(pause)
 
@@ -94,9 +94,11 @@ class KeptStream(Stream):
         return delta
 
 
-def _will_not_pass(error: Exception) -> bool:
-    """Whether the same try would most likely fail again."""
-    return isinstance(error, FileNotFoundError) or s3_client.refused(error) or s3_client.missing(error)
+def _lasts(error: Exception) -> bool:
+    """Whether the same try would most likely fail again: for what does not exist, or with keys that are refused."""
+    if isinstance(error, s3_client.boto.ClientError):
+        return s3_client.status(error) in (400, 401, 403, 404)
+    return isinstance(error, FileNotFoundError)
 
 
 def has_hashes(shards: Sequence[Shard]) -> bool:

@@ -193,7 +193,7 @@ def call(where: str, what: str, action: Callable[[Any], T]) -> T:
             connection.worked = True
             return result
         except FAILURES as error:
-            if renewals < MOST_RENEWALS and refused(error) and _renewed(connection):
+            if renewals < MOST_RENEWALS and _refused(error) and _renewed(connection):
                 renewals += 1
                 continue
             expired = connection.worked and _expired(error)  # who renews them may be late
@@ -224,19 +224,9 @@ def _transient(error: Exception) -> bool:
     return True
 
 
-def answered(error: Exception) -> bool:
-    """Whether the error is one that S3 answered with."""
-    return isinstance(error, boto.ClientError)
-
-
-def refused(error: Exception) -> bool:
+def _refused(error: Exception) -> bool:
     """Whether other keys may be taken where these were not."""
     return isinstance(error, boto.ClientError) and (status(error) in (400, 401, 403) or code(error) in EXPIRED)
-
-
-def missing(error: Exception) -> bool:
-    """Whether the object or its bucket does not exist."""
-    return isinstance(error, boto.ClientError) and status(error) == 404
 
 
 def _expired(error: Exception) -> bool:

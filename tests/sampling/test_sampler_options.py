@@ -111,7 +111,7 @@ def test_documented_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert script == "recipe/sample.py"
         monkeypatch.setattr("sys.argv", [script, *sized(placed(words, {**places, "out": out}), {"--seeds": 5})])
         sample.main()
-        assert [path.name for path in out.iterdir()] == ["000005.png"]
+        assert [path.name for path in out.glob("*.png")] == ["000005.png"]
     pictures = [(tmp_path / str(index) / "000005.png").read_bytes() for index in range(len(commands))]
     assert len(set(pictures)) == len(commands) == 6
 
