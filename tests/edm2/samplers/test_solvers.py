@@ -136,24 +136,25 @@ def responses(name: str, steps: int) -> Tensor:
 @pytest.mark.parametrize("name", NOISY)
 def test_s_noise_scales_the_noise(name: str):
     first = noise(200, seed=1)
-    calls: list[float] = []
+    calls = 0
 
-    def none(x: Tensor) -> Tensor:
-        calls.append(float(x.std()))
-        return torch.full_like(x, math.nan if len(calls) > 100 else 1.0)
+    def ones(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return torch.ones_like(x)
 
     scaled = NOISY[name](denoise, first, 8, S_noise=0.5, randn_like=lambda x: torch.full_like(x, 2.0))
-    torch.testing.assert_close(scaled, NOISY[name](denoise, first, 8, randn_like=none), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(scaled, NOISY[name](denoise, first, 8, randn_like=ones), rtol=1e-12, atol=1e-12)
     # Heun churns at all levels; no other sampler adds noise to the last step.
-    assert len(calls) == {"heun": 8, "restart": 4}.get(name, 7)
+    assert calls == {"heun": 8, "restart": 4}.get(name, 7)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 9])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    ("name", "num_steps"),
+    [(name, steps) for name in SAMPLERS for steps in (1, 2, 3, 9) if (name, steps) != ("restart", 1)],
+)
 def test_evaluations_and_levels(name: str, num_steps: int):
     """The first level is sigma_max, none is 0, and each is a scalar in the state's precision."""
-    if name == "restart" and num_steps == 1:
-        pytest.skip("no level below the first")
     seen: list[Tensor] = []
 
     def noted(x: Tensor, sigma: Tensor) -> Tensor:
