@@ -164,6 +164,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "idle network": (["WORK/a.pkl", *OUT, "--network", "b.pkl"], "--network b.pkl: is for a training state alone"),
     "network": (["WORK/a.pt", *OUT, "--network", "b.pt"], "--network b.pt: must be a .pkl file of the same run"),
     "long": (["WORK/a.pkl", *OUT, "--sigma-rel", "0.3"], "--sigma-rel 0.3: must be below 12^-0.5 = 0.2887"),
+    "decimals": (["WORK/a.pkl", *OUT, "--sigma-rel", "0.1234"], "--sigma-rel 0.1234: must have at most 3 decimals"),
     "none": (["WORK/a.pkl", *OUT, "--sigma-rel", "0"], "--sigma-rel 0: must be above 0"),
     "time": (["WORK/a.pkl", *OUT, "--nimg", "8ba"], "--nimg 8ba: must be in images"),
     "length in the name": (["WORK/a-0008388-0.500.pkl", *OUT], "its name says sigma_rel 0.5; give another --sigma-rel"),
