@@ -80,6 +80,10 @@ def check(arguments: argparse.Namespace) -> str:
         refuse_idle(arguments, ["--network"], "is for a training state alone; leave it out")
     elif arguments.network is not None and not arguments.network.endswith(OFFICIAL):
         raise OptionError(f"--network {arguments.network}: must be a .pkl file of the same run")
+    if arguments.sigma_rel is not None and round(arguments.sigma_rel, 3) != arguments.sigma_rel:
+        raise OptionError(
+            f"--sigma-rel {arguments.sigma_rel:g}: must have at most 3 decimals, as the names of snapshots"
+        )
     if arguments.sigma_rel is not None and arguments.sigma_rel >= SIGMA_REL_LIMIT:
         raise OptionError(f"--sigma-rel {arguments.sigma_rel:g}: must be below 12^-0.5 = {SIGMA_REL_LIMIT:.4f}")
     if arguments.nimg is not None:

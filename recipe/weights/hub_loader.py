@@ -1,4 +1,4 @@
-"""An EDM2 network from a folder of config.json and model.safetensors, with torch and safetensors alone."""
+"""EDM2(folder)(x [N, C, H, W], sigma [N], labels [N], -1 = none) denoises, with torch and safetensors alone."""
 
 import json
 import math
@@ -37,18 +37,19 @@ class EDM2:
             parts = self.layer(f"{name}.attn_qkv", x).reshape(
                 len(x), -1, self.config["channels_per_head"], 3, x[0, 0].numel()
             )
-            y = F.scaled_dot_product_attention(*normalize(parts, (2,)).permute(3, 0, 1, 4, 2)).transpose(2, 3)
-            x = mp_sum(x, self.layer(f"{name}.attn_proj", y.reshape(x.shape)), self.config["attn_balance"])
+            q, k, v = normalize(parts, (2,)).permute(3, 0, 1, 4, 2)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+            x = mp_sum(x, self.layer(f"{name}.attn_proj", y), self.config["attn_balance"])
         return x if self.config["clip_act"] is None else x.clamp(-self.config["clip_act"], self.config["clip_act"])
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Denoise x [N, C, H, W] of noise levels sigma [N] and class ids [N], -1 = unconditional."""
         s, data, t = sigma[:, None, None, None], (c := self.config)["sigma_data"], c["concat_balance"]
         angles = torch.outer(sigma.log() / 4, self.w["unet.emb_fourier.freqs"]) + self.w["unet.emb_fourier.phases"]
         emb = self.layer("unet.emb_noise", angles.cos() * math.sqrt(2))
         if c["label_dim"] > 0:
             emb = mp_sum(emb, F.pad(normalize(self.w["unet.emb_label.weight"]), (0, 1)).T[labels], c["label_balance"])
-        emb, h, skips = F.silu(emb) / 0.596, torch.cat([x / (data**2 + s**2).sqrt(), torch.ones_like(x[:, :1])], 1), []
+        emb, skips, v = F.silu(emb) / 0.596, [], data**2 + s**2
+        h = torch.cat([x / v.sqrt(), torch.ones_like(x[:, :1])], 1)
         for name in c["encoder"]:
             skips.append(h := self.layer(name, h) if name.endswith("_conv") else self.block(name, h, emb))
         for name in c["decoder"]:
@@ -56,5 +57,4 @@ class EDM2:
                 parts = [h * ((1 - t) / h.shape[1] ** 0.5), skips[-1] * (t / skips.pop().shape[1] ** 0.5)]
                 h = torch.cat(parts, 1) * (sum(part.shape[1] for part in parts) ** 0.5 / math.hypot(1 - t, t))
             h = self.block(name, h, emb)
-        f = self.layer("unet.out_conv", h, self.w["unet.out_gain"])
-        return (data**2 * x + s * data * f * (data**2 + s**2).sqrt()) / (data**2 + s**2)
+        return (data**2 * x + s * data * v.sqrt() * self.layer("unet.out_conv", h, self.w["unet.out_gain"])) / v

@@ -34,7 +34,7 @@ _COUNTS = {  # largest values that are believed, each far above every published 
 }  # fmt: skip
 _LISTS = {"channel_mult": 64, "attn_resolutions": 4096}
 _SHARES = ("dropout", "label_balance", "concat_balance", "res_balance", "attn_balance")
-_TIME_AND_LENGTH = re.compile(r"-(?P<kimg>\d{1,9})-(?P<sigma_rel>0\.\d{1,6})\.pkl")
+_TIME_AND_LENGTH = re.compile(r"-(?P<kimg>\d{1,9})-(?P<sigma_rel>0\.\d{3})\.pkl")
 
 
 class OfficialError(UserError):

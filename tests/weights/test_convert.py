@@ -9,14 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.commands import command_line
+from helpers.commands import command_line, train_arguments
 from helpers.documented import ALL, after_script
 from helpers.golden_data import load
 from helpers.published_pickles import archived, pickled, training_table, vae_encoder, write_published
 from helpers.small_snapshots import NETWORK, TRACKED, outputs, refused_in_process, small_network, stored
 from recipe import convert, sample
+from recipe.configuration.reader import read_config
+from recipe.data.facts import DataFacts
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.addresses import open_place
+from recipe.training.initial_weights import load_initial_weights
+from recipe.training.model import DiffusionModel
 from recipe.weights.posthoc import reconstruct, solve, usable_snapshots
 from recipe.weights.snapshots import SnapshotInfo, list_snapshots, load_network, save_snapshot, snapshot_name
 from recipe.weights.state_dicts import published_shapes
@@ -97,6 +101,20 @@ def test_a_training_state(tmp_path: Path, monkeypatch, capsys):
     assert (len(snapshots), target) == (2, 4096)
 
 
+def test_a_run_begins_with_converted_weights(tmp_path: Path, monkeypatch, capsys):
+    """The raw weights of a training state go into the network of a run and into its averages."""
+    nets = [small_network(seed) for seed in range(2)]
+    state = tmp_path / "training-state-0000004.pt"
+    state.write_bytes(archived(training_table(nets[0], {0.05: nets[1]}, 4096)))
+    like = write_published(tmp_path / NAME, nets[0], NETWORK)
+    weights = converted(monkeypatch, capsys, state, "--out", tmp_path / "out", "--network", like)[0]
+    model = DiffusionModel(Precond(**NETWORK), [0.05, 0.1])
+    overrides = train_arguments(Path("none"), Path("none"), f"init.path={weights}")
+    load_initial_weights(model, read_config(overrides), DataFacts())
+    for net in (model.net, *(average for _, average in model.averages())):
+        assert torch.equal(outputs(net.eval()), outputs(nets[0]))
+
+
 def test_published_snapshots_can_be_combined(tmp_path: Path, monkeypatch, capsys):
     nets = [small_network(0) for _ in range(4)]
     for index, net in enumerate(nets):
@@ -146,6 +164,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "idle network": (["WORK/a.pkl", *OUT, "--network", "b.pkl"], "--network b.pkl: is for a training state alone"),
     "network": (["WORK/a.pt", *OUT, "--network", "b.pt"], "--network b.pt: must be a .pkl file of the same run"),
     "long": (["WORK/a.pkl", *OUT, "--sigma-rel", "0.3"], "--sigma-rel 0.3: must be below 12^-0.5 = 0.2887"),
+    "decimals": (["WORK/a.pkl", *OUT, "--sigma-rel", "0.1234"], "--sigma-rel 0.1234: must have at most 3 decimals"),
     "none": (["WORK/a.pkl", *OUT, "--sigma-rel", "0"], "--sigma-rel 0: must be above 0"),
     "time": (["WORK/a.pkl", *OUT, "--nimg", "8ba"], "--nimg 8ba: must be in images"),
     "length in the name": (["WORK/a-0008388-0.500.pkl", *OUT], "its name says sigma_rel 0.5; give another --sigma-rel"),
