@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -112,8 +112,12 @@ def draw(
         with turn:
             images = drawer(call)
         with writing:
-            if not stopped.is_set():
-                list(keepers.map(keep, call.values(), images))
+            if stopped.is_set():
+                return 0
+            stored = [keepers.submit(keep, *each) for each in zip(call.values(), images, strict=True)]
+            wait(stored)  # for all of them, also if one fails
+        for each in stored:
+            each.result()
         return len(call)
 
     keepers = ThreadPoolExecutor(4 * in_flight)

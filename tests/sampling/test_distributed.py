@@ -1,7 +1,9 @@
 """An image's bits are a function of its seed and label alone, and each image is drawn by exactly one rank."""
 
+import itertools
 import random
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +19,14 @@ SEEDS = [0, 1, 2, 5, 8, 13, 16, 24, 1000, 2**62]
 WANTED = [Wanted(seed, seed % 11 - 1) for seed in SEEDS]
 ODD = {"img_resolution": 6, "model_channels": 20, "channels_per_head": 20, "attn_resolutions": [3]}
 """Sizes whose loops leave something over after the last whole vector of the processor."""
+
+
+@pytest.fixture
+def several_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 def images(drawer: Drawer, wanted: list[Wanted], batch_size: int = 64) -> dict[Wanted, Tensor]:
@@ -51,7 +61,7 @@ def test_ranks_share_the_seeds(size: int):
 
 @pytest.mark.parametrize(("changes", "guidance"), [({}, 1.0), (ODD, 1.5)], ids=["even", "odd"])
 def test_bits_do_not_depend_on_the_others(changes: dict, guidance: float):
-    """Alone, all together, in another order, with other neighbours, on several threads: the same bits."""
+    """Alone, all together, in another order, with other neighbours: the same bits."""
     settings = SamplerSettings(num_steps=1, S_churn=1, guidance=guidance)
     seen: list[Tensor] = []
     drawer = Drawer(small_network(1, **changes), settings, pictures=lambda x: seen.append(x) or x)
@@ -60,13 +70,17 @@ def test_bits_do_not_depend_on_the_others(changes: dict, guidance: float):
     for wanted in (WANTED[::-1], WANTED[3:4], WANTED[6:], [Wanted(7, 3), *WANTED[2:5], Wanted(9, 1)]):
         for each, image in images(drawer, wanted, 7).items():
             assert each not in together or torch.equal(image, together[each]), each
-    torch.set_num_threads(3)
-    try:
-        for each, image in images(drawer, WANTED).items():
-            assert torch.equal(image, together[each]), each
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(1)
+
+
+def test_bits_do_not_depend_on_the_threads(request: pytest.FixtureRequest):
+    """Of a network that is large enough for torch to divide its sums among threads."""
+    net = small_network(1, img_resolution=16, model_channels=32, channels_per_head=32, attn_resolutions=[8])
+    drawer = Drawer(net, SamplerSettings(num_steps=1), pictures=lambda x: x)
+    alone = images(drawer, WANTED)
+    request.getfixturevalue("several_threads")
+    for each, image in images(drawer, WANTED).items():
+        assert torch.equal(image, alone[each]), each
+    assert torch.get_num_threads() == 3
 
 
 def test_they_are_the_images_of_their_seeds():
@@ -77,9 +91,8 @@ def test_they_are_the_images_of_their_seeds():
         assert (image.int() - other.int()).abs().max() <= 1  # of another number of rows
 
 
-def test_memory_is_bounded_by_the_batch():
+def test_memory_is_bounded_by_the_batch(several_threads: None):
     """Of many images no more are there at a time than the batch size allows, also if storage is slow."""
-    torch.set_num_threads(4)
     alive, most, lock = 0, 0, threading.Lock()
 
     def pictures(x: Tensor) -> Tensor:
@@ -91,30 +104,36 @@ def test_memory_is_bounded_by_the_batch():
 
     def keep(each: Wanted, image: Tensor) -> None:
         nonlocal alive
-        threading.Event().wait(0.002)
+        threading.Event().wait(0.02)
         with lock:
             alive -= 1
 
-    try:
-        drawer = Drawer(small_network(0), SamplerSettings(num_steps=1), pictures=pictures)
-        assert sum(draw(drawer, [Wanted(seed, 0) for seed in range(10 * ROWS)], keep, 2 * ROWS)) == 10 * ROWS
-    finally:
-        torch.set_num_threads(1)
-    assert most <= 2 * ROWS
+    drawer = Drawer(small_network(0), SamplerSettings(num_steps=1), pictures=pictures)
+    assert sum(draw(drawer, [Wanted(seed, 0) for seed in range(10 * ROWS)], keep, 2 * ROWS)) == 10 * ROWS
+    assert most == 2 * ROWS and alive == 0
 
 
-def test_the_first_failure_ends_it():
-    """And nothing is kept after it has been told."""
-    kept = []
+def test_the_first_failure_ends_it(several_threads: None):
+    """And nothing is kept after it has been told, of what is being drawn at that moment either."""
+    kept, failed, drawn, slow = [], threading.Event(), itertools.count(), threading.Event()
+
+    def pictures(x: Tensor) -> Tensor:
+        if next(drawn) > 0:
+            assert failed.wait(10)
+            slow.wait(0.3)
+        return x
 
     def keep(each: Wanted, image: Tensor) -> None:
-        if each.seed == 2 * ROWS:
+        if not failed.is_set():
+            failed.set()
             raise OSError("the disk is full")
+        slow.wait(0.1)
         kept.append(each.seed)
 
-    drawer = Drawer(small_network(0), SamplerSettings(num_steps=1))
+    drawer = Drawer(small_network(0), SamplerSettings(num_steps=1), pictures=pictures)
+    wanted = [Wanted(seed, 0) for seed in range(8 * ROWS)]
     with pytest.raises(OSError, match="the disk is full"):
-        list(draw(drawer, [Wanted(seed, 0) for seed in range(8 * ROWS)], keep, ROWS))
+        list(draw(drawer, wanted, keep, 2 * ROWS))
     before = list(kept)
-    threading.Event().wait(0.3)
-    assert kept == before and 8 * ROWS - 1 not in kept
+    slow.wait(0.6)
+    assert kept == before and len(before) == ROWS - 1
