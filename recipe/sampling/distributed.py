@@ -27,7 +27,7 @@ AHEAD = 2  # calls that a GPU's images may be in flight of, if the batch allows:
 PATIENCE = 30.0  # seconds that an ending waits for what is being written
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """An image to draw: its seed, and its class or -1."""
 

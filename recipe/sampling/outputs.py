@@ -9,9 +9,10 @@ import contextlib
 import json
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -26,7 +27,11 @@ SETTINGS = ".settings.json"
 FORMAT = "edm2-recipe samples"  # key of this file, by which it is known
 SUBDIR = 1000  # seeds of a subfolder
 LOOKERS = 16  # threads that look at what is there
+WAITING = 1000  # names that wait for them
 FIX = "name another place, or add --overwrite"
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def picture_name(seed: int, subdirs: bool) -> str:
@@ -62,8 +67,7 @@ class PictureFolder:
         there = [each for each in wanted if self.name(each) in sizes]
         if not overwrite:
             self._compare_settings()
-        with ThreadPoolExecutor(LOOKERS) as pool:
-            drawn = set(pool.map(lambda each: self._drawn(each, sizes[self.name(each)], overwrite), there))
+        drawn = set(_in_threads(lambda each: self._drawn(each, sizes[self.name(each)], overwrite), there))
         return [each for each in wanted if each.seed not in drawn]
 
     def _drawn(self, each: Wanted, size: int, overwrite: bool) -> int | None:
@@ -130,9 +134,8 @@ class PictureFolder:
         For the folder in which an archive's pictures wait, which this command alone uses.
         """
         entries = self.place.list()
-        with ThreadPoolExecutor(LOOKERS) as pool:
-            ours = [entry.name for entry in entries if entry.name == SETTINGS]
-            ours += [name for name in pool.map(self._own, entries) if name is not None]
+        ours = [entry.name for entry in entries if entry.name == SETTINGS]
+        ours += [name for name in _in_threads(self._own, entries) if name is not None]
         self.place.delete(ours)
         if self.place.is_local:
             _remove_empty(Path(self.place.address))
@@ -148,6 +151,13 @@ class PictureFolder:
             folder = Path(self.place.address)
             for parent in {folder} | {(folder / self.name(each)).parent for each in wanted}:
                 sweep(parent, rf"\d{{6,}}\.png|{re.escape(SETTINGS)}", before)
+
+
+def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """The function's results in order; not all at once, since what waits for a thread needs memory."""
+    with ThreadPoolExecutor(LOOKERS) as pool:
+        for start in range(0, len(items), WAITING):
+            yield from pool.map(function, items[start : start + WAITING])
 
 
 def sweep(folder: Path, names: str, before: float) -> None:
