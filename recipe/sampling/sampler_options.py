@@ -112,10 +112,10 @@ def levels(option: str) -> Callable[[str], Interval]:
     return read
 
 
-def restarts(option: str) -> Callable[[str], list[Restart]]:
+def restarts(option: str) -> Callable[[str], tuple[Restart, ...]]:
     """Intervals [[N, K, t_min, t_max], ...]."""
 
-    def read(text: str) -> list[Restart]:
+    def read(text: str) -> tuple[Restart, ...]:
         try:
             found = json.loads(text, parse_constant=str)
             if not isinstance(found, list) or not all(_is_numbers(given) for given in found):
@@ -126,7 +126,7 @@ def restarts(option: str) -> Callable[[str], list[Restart]]:
             raise argparse.ArgumentTypeError(f"{option} {text}: {rule}") from None
         except (ValueError, OverflowError) as error:
             raise argparse.ArgumentTypeError(f"{option} {text}: {error}") from None
-        return found
+        return tuple(tuple(given) for given in found)  # equal to the default if it is the same
 
     return read
 
