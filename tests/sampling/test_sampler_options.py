@@ -31,9 +31,10 @@ def test_defaults():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_setting_of_a_sampler_has_an_option(name: Name):
     values = {"S_churn": 7.0, "S_min": 0.1, "S_max": 9.0, "S_noise": 1.5, "eta": 0.25, "order": 3}
-    values |= {"solver_type": "heun", "restart": [[4, 3, 0.1, 0.5]]}
+    values |= {"solver_type": "heun", "restart": ((4, 3, 0.1, 0.5),)}
     wanted = {setting: values[setting] for setting in OPTIONS[name]}
-    options = [f"{option}={wanted[setting]}" for option, setting in GIVEN.items() if setting in wanted]
+    texts = {**wanted, "restart": "[[4, 3, 0.1, 0.5]]"}
+    options = [f"{option}={texts[setting]}" for option, setting in GIVEN.items() if setting in wanted]
     assert len(options) == len(wanted)
     assert settings_of("--sampler", name, *options) == SamplerSettings(sampler=name, **wanted)  # pyright: ignore
 
