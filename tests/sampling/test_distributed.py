@@ -130,10 +130,14 @@ def test_the_first_failure_ends_it(several_threads: None):
         slow.wait(0.1)
         kept.append(each.seed)
 
-    drawer = Drawer(small_network(0), SamplerSettings(num_steps=1), pictures=pictures)
+    drawer, threads = (
+        Drawer(small_network(0), SamplerSettings(num_steps=1), pictures=pictures),
+        threading.active_count(),
+    )
     wanted = [Wanted(seed, 0) for seed in range(8 * ROWS)]
     with pytest.raises(OSError, match="the disk is full"):
         list(draw(drawer, wanted, keep, 2 * ROWS))
     before = list(kept)
     slow.wait(0.6)
     assert kept == before and len(before) == ROWS - 1
+    assert threading.active_count() == threads  # none waits for ever, which would keep the command from ending
