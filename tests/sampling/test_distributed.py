@@ -120,7 +120,7 @@ def test_the_first_failure_ends_it(several_threads: None):
     def pictures(x: Tensor) -> Tensor:
         if next(drawn) > 0:
             assert failed.wait(10)
-            slow.wait(0.3)
+            slow.wait(1.5)
         return x
 
     def keep(each: Wanted, image: Tensor) -> None:
@@ -138,6 +138,6 @@ def test_the_first_failure_ends_it(several_threads: None):
     with pytest.raises(OSError, match="the disk is full"):
         list(draw(drawer, wanted, keep, 2 * ROWS))
     before = list(kept)
-    slow.wait(0.6)
+    slow.wait(2)
     assert kept == before and len(before) == ROWS - 1
     assert threading.active_count() == threads  # none waits for ever, which would keep the command from ending
