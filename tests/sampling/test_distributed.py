@@ -139,5 +139,5 @@ def test_the_first_failure_ends_it(several_threads: None):
         list(draw(drawer, wanted, keep, 2 * ROWS))
     before = list(kept)
     slow.wait(2)
-    assert kept == before and len(before) == ROWS - 1
+    assert kept == before and len(before) in (ROWS - 1, 2 * ROWS - 1)  # the other call may have been the first
     assert threading.active_count() == threads  # none waits for ever, which would keep the command from ending
