@@ -134,8 +134,8 @@ def draw(
         finally:
             stopped.set()
             workers.shutdown(wait=False, cancel_futures=True)
-            for _ in range(in_flight):
-                writing.acquire(timeout=PATIENCE)
+            held = [writing.acquire(timeout=PATIENCE) for _ in range(in_flight)]
+            writing.release(len(held))  # what is still being drawn comes here later, and is not kept
             keepers.shutdown(wait=False, cancel_futures=True)
 
 
