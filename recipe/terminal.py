@@ -41,25 +41,32 @@ def take_terminal() -> bool:
     try:
         if os.getpgid(launcher) != group or os.tcgetpgrp(terminal) != group:
             return False
+        waits, stands = os.pipe()
         if os.fork() == 0:
             try:
-                _stand_in(terminal, rank, launcher, group)
+                os.close(waits)
+                _stand_in(terminal, rank, launcher, group, stands)
             finally:
                 os._exit(0)
+        os.close(stands)
+        os.read(waits, 1)  # nothing: it is closed once the stand-in is in the foreground, or has ended
+        os.close(waits)
     finally:
         os.close(terminal)
     return True
 
 
-def _stand_in(terminal: int, rank: int, launcher: int, group: int) -> None:
-    """The life of the process in the foreground: as long as the rank's."""
+def _stand_in(terminal: int, rank: int, launcher: int, group: int, stands: int) -> None:
+    """The life of the process in the foreground: as long as the rank's. Closes `stands` when it is there."""
     os.setpgid(0, 0)
     # SIGTTOU comes to a process of the background that sets the foreground.
     signal.pthread_sigmask(signal.SIG_BLOCK, KEYS | {signal.SIGTTOU, signal.SIGTERM, signal.SIGUSR1})
     own, pressed = os.getpgrp(), 0
     with contextlib.suppress(OSError):  # the terminal or the launcher is gone
+        os.tcsetpgrp(terminal, own)
+        os.close(stands)
         while os.getppid() == rank:
-            if os.tcgetpgrp(terminal) == group:  # at first, and when the shell has brought the job back
+            if os.tcgetpgrp(terminal) == group:  # the shell has brought the job back
                 os.tcsetpgrp(terminal, own)
             found = signal.sigtimedwait(KEYS, LOOK_SECONDS)
             if found is None:

@@ -121,7 +121,7 @@ def test_bench(digits: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "lines"), [("data", 7), ("prepare", 6)])
 def test_bench_of_data(what: str, lines: int):
-    sizes = {"data": {"--images": 1024, "--resolution": 16}, "prepare": {"--images": 16}}
+    sizes = {"data": {"--images": 2048, "--resolution": 16}, "prepare": {"--images": 16}}
     (command,) = matching(rf"python recipe/bench\.py {what}.*")
     done = run_forked("bench.py", *sized(after_script(command)[1], sizes[what]))
     assert done.returncode == 0, done.stdout + done.stderr

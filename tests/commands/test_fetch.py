@@ -194,7 +194,7 @@ def test_commands_take_addresses(stored: tuple[Place, Path], tmp_path: Path):
         assert reader.info.sigma_rel == 0.1
     done = run(command_line("sample.py", made.path, "--seeds", "0-3", "--steps", "2", "--out", tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.glob("*.png"))) == 4
 
 
 MEASURED = """
