@@ -19,7 +19,6 @@ import recipe  # noqa: F401, sets up threads, before torch is loaded
 
 import argparse
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -31,7 +30,6 @@ from recipe.data.facts import DataFacts
 from recipe.edm2.ema import SIGMA_REL_LIMIT
 from recipe.storage.addresses import is_remote, split_address
 from recipe.storage.fetching import fetch_files
-from recipe.storage.files import _written
 from recipe.weights.hub import HUB_FILES, MODEL, hub_texts
 from recipe.weights.official import KIND, read_official, time_and_length
 from recipe.weights.official_training import read_training_state
@@ -121,14 +119,8 @@ def check_free(target: str) -> None:
 def store(target: str, fill: Callable[[Path], object]) -> None:
     """Have `fill` write a file that appears at `target` whole or not at all."""
     check_free(target)
-    if not is_remote(target):
-        with _written(Path(target), fill) as temporary:
-            os.replace(temporary, target)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        place, name = split_address(target)
-        fill(Path(folder) / name)
-        place.upload(name, Path(folder) / name)
+    place, name = split_address(target)
+    place.make(name, fill)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,8 @@ pictures alone.
 
 import io
 import json
-import os
 import re
-import secrets
 import tarfile
-import tempfile
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,9 +24,8 @@ from recipe.sampling.distributed import Wanted
 from recipe.sampling.outputs import FIX, LOOKERS, sweep
 from recipe.sampling.settings import DrawnBy, differences, pictures_digest
 from recipe.storage.addresses import split_address
-from recipe.storage.files import named_errors
 from recipe.storage.own_pictures import not_own
-from recipe.storage.places import TEMPORARY, Place, StorageError
+from recipe.storage.places import Place, StorageError
 
 MARK = "edm2-recipe samples "
 LONGEST = 8192  # bytes at the end of a ZIP, or at the begin of a tar, within which the mark is
@@ -74,25 +70,11 @@ class Archive:
 
     def assemble(self, read: Read) -> None:
         """Write the archive from the PNGs of its pictures, all or nothing; one picture is in memory at a time."""
-        if self.place.is_local:
-            target = Path(self.place.address, self.name)
-            temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{self.name}")
-            with named_errors(target, "be written"):
-                try:
-                    self._write(temporary, read)
-                    os.replace(temporary, target)
-                finally:
-                    temporary.unlink(missing_ok=True)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder, self.name), read)
-            self.place.upload(self.name, Path(folder, self.name))
+        self.place.make(self.name, lambda path: self._write(path, read))
 
     def _write(self, path: Path, read: Read) -> None:
         with open(path, "wb") as file:
             _WRITERS[self.suffix](file, self.wanted, _in_order(self.wanted, read), MARK + json.dumps(self.mark))
-            file.flush()
-            os.fsync(file.fileno())
 
     def sweep(self, before: float) -> None:
         """Delete the temporary archives that killed processes left before a Unix time."""

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from recipe.storage.files import _write, _written, named_errors
@@ -81,9 +81,7 @@ class LocalPlace(Place):
                 return None
 
     def write(self, name: str, data: bytes) -> None:
-        path = self._path(name)
-        with _written(path, lambda temporary: _write(temporary, data)) as temporary:
-            os.replace(temporary, path)
+        self.make(name, lambda temporary: _write(temporary, data))
 
     def write_new(self, name: str, data: bytes) -> bool:
         path = self._path(name)
@@ -108,8 +106,11 @@ class LocalPlace(Place):
         return True
 
     def upload(self, name: str, path: Path) -> None:
+        self.make(name, lambda temporary: shutil.copyfile(path, temporary))
+
+    def make(self, name: str, fill: Callable[[Path], object]) -> None:
         target = self._path(name)
-        with _written(target, lambda temporary: shutil.copyfile(path, temporary)) as temporary:
+        with _written(target, fill) as temporary:
             os.replace(temporary, target)
 
     def delete(self, names: Sequence[str]) -> None:

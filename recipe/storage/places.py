@@ -10,7 +10,8 @@ the address, what failed and the fix. Temporary files are called `.tmp-...` and 
 import abc
 import re
 import secrets
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +135,12 @@ class Place(abc.ABC):
     @abc.abstractmethod
     def upload(self, name: str, path: Path) -> None:
         """Create or replace a file by a local one, all or nothing, with its SHA-256 beside it on S3."""
+
+    def make(self, name: str, fill: Callable[[Path], object]) -> None:
+        """Create or replace a file by what `fill` writes at a local path, all or nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            fill(Path(folder, name))
+            self.upload(name, Path(folder, name))
 
     @abc.abstractmethod
     def delete(self, names: Sequence[str]) -> None:
