@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recipe.command_line import UserError
+from recipe.processors import processors
 
 LOOK_SECONDS = 0.2  # seconds between looks at what others wrote; a launcher ends this rank if one of them fails
 PATIENCE = 900.0  # seconds that the other ranks of a launch may come later than this one: nodes start at their own pace
@@ -73,7 +74,7 @@ class Ranks:
 
     def processors(self) -> int:
         """How many of this machine's are for this rank."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        return max(1, processors() // self.local_size)
 
 
 def find_ranks() -> Ranks:

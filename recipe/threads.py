@@ -3,6 +3,8 @@
 import os
 from collections.abc import MutableMapping
 
+from recipe.processors import processors
+
 SPINS = "3000"
 """Turns that a thread of GNU's OpenMP waits before it sleeps (measured in docs/performance.md).
 
@@ -15,6 +17,7 @@ def set_thread_defaults(environment: MutableMapping[str, str]) -> None:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = SPINS
     beside = environment.get("LOCAL_WORLD_SIZE", "1")
-    if beside.isdecimal() and int(beside) > 1:
-        share = len(os.sched_getaffinity(0)) // int(beside)
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+    ranks = int(beside) if beside.isdecimal() else 1
+    share = max(1, processors() // max(1, ranks))
+    if ranks > 1 or share < len(os.sched_getaffinity(0)):  # which OpenMP would find by itself
+        environment.setdefault("OMP_NUM_THREADS", str(share))

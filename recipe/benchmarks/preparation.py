@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import platform
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from recipe.data.facts import DataFacts
 from recipe.preparation.pipeline import prepare
+from recipe.processors import processors
 
 CASES: list[dict[str, Any]] = [
     {"resolution": 64, "encoding": "png"},
@@ -40,12 +40,12 @@ def bench_preparation(source: str | None, images: int, folder: Path) -> None:
         source = str(folder / "photos")
         size = write_photos(Path(source), images)
         print(f"source             {images} JPEG files of {PHOTO[0]}x{PHOTO[1]}, {size / 1e3:.0f} kB each")
-    processors = len(os.sched_getaffinity(0))
-    print(f"machine            {platform.processor() or platform.machine()}, {processors} processors")
+    most = processors()
+    print(f"machine            {platform.processor() or platform.machine()}, {most} processors")
     quietly(source, folder / "first", resolution=64)  # not timed: the first call imports libraries for seconds
     for case in CASES:
         rates, size = [], 0.0
-        for workers in sorted({1, processors}):
+        for workers in sorted({1, most}):
             out = folder / f"{case['resolution']}-{case['encoding']}-{workers}"
             started = time.perf_counter()
             facts = quietly(source, out, workers=workers, shard_size=SHARD_SIZE[case["resolution"]], **case)

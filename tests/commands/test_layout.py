@@ -18,11 +18,11 @@ TOP_LEVEL = {
 FLOORS = [
     "commands", "benchmarks", "training", "preparation", "preparation.sources", "sampling", "evaluation", "planning",
     "weights", "data", "configuration", "storage", "edm2.samplers", "edm2.networks", "edm2", "ranks", "interrupts",
-    "terminal", "command_options", "command_line", "notation", "private_names",
+    "terminal", "command_options", "command_line", "notation", "private_names", "processors",
 ]  # fmt: skip
 """The folders of recipe/ from top to bottom: each imports from itself and from those after it."""
 APART = {"training": "preparation", "preparation": "training"}  # both stand on data/, neither knows the other
-GROUND = {"ranks", "interrupts", "terminal", "command_options", "command_line", "notation", "private_names"}
+GROUND = set(FLOORS[FLOORS.index("ranks") :])
 """Files beside the commands that everybody stands on."""
 
 
