@@ -15,8 +15,10 @@ docs/performance.md records results.
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("bench.py")
+    import_less()
 
 import argparse
 import tempfile

@@ -14,8 +14,10 @@ stored, encoded on each rank's GPU. More: docs/data.md.
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("prepare.py")
+    import_less()
 
 import argparse
 import dataclasses

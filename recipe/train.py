@@ -12,8 +12,10 @@ Ctrl-C before there was anything to save, 1 anything else.
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("train.py")
+    import_less()
 
 import gc
 import sys

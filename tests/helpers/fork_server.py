@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from recipe.lean_imports import import_less
+
 IMPORTS = [
     "recipe.training.run",
     "recipe.training.trainer",
@@ -55,6 +57,7 @@ def main() -> None:
 
 def _prepare() -> None:
     sys.path.insert(1, str(Path(__file__).parents[1]))  # where scripts of the tests find `helpers`
+    import_less()  # as the commands do
     gc.disable()  # a sixth of the time of these imports
     for module in IMPORTS:
         importlib.import_module(module)
