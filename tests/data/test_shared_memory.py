@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.spawned import wait_as_a_worker
 from recipe.data import shared_memory
-from recipe.data.loader import end_only_with_rank
 from recipe.data.shared_memory import clear_stale
 
 pytestmark = pytest.mark.alone  # a run that starts beside them deletes their segments
@@ -81,17 +81,11 @@ def test_does_not_wait_for_ever(prefix: str, tmp_path: Path, monkeypatch: pytest
         process.kill()
 
 
-def _worker(ready) -> None:
-    end_only_with_rank(0)
-    ready.set()
-    time.sleep(60)
-
-
 def test_loaders_worker_ends_with_its_rank_alone():
     """A signal of anyone else, as Slurm sends to all processes of a job, leaves it at work."""
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    worker = context.Process(target=_worker, args=(ready,), daemon=True)
+    worker = context.Process(target=wait_as_a_worker, args=(ready,), daemon=True)
     worker.start()
     assert ready.wait(60) and worker.pid is not None
     for number in ("TERM", "USR1"):

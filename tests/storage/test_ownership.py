@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from helpers.spawned import claim, claim_and_wait
 from recipe.storage import ownership
 from recipe.storage.addresses import open_place
 from recipe.storage.local import LocalPlace
@@ -36,23 +37,6 @@ def note(place: Place, **changes: Any) -> None:
     facts = owner(place)
     held.release()
     place.write(NAME, json.dumps(facts | changes).encode())
-
-
-def claim_and_wait(address: str, said: Any) -> None:
-    Ownership(open_place(address))
-    said.put(os.getpid())
-    time.sleep(60)
-
-
-def claim(address: str, gate: Any, said: Any) -> None:
-    place = open_place(address)
-    gate.wait()
-    try:
-        Ownership(place)
-        said.put(True)
-    except OwnedError:
-        said.put(False)
-    time.sleep(3)  # alive while the others try
 
 
 def test_refused_while_the_owner_lives(place: Place):
