@@ -61,6 +61,9 @@ class Data(Section):
         [{"local": "data/digits", "proportion": 1.0}],
         min_length=1,
     )
+    kind: Literal["pixels", "latents"] | None = key(
+        None, FREE, "what the data must be, for settings that suit only one of them; null = either", "latents"
+    )
     shuffle: bool = key(True, NAMED, "shuffle each epoch anew")
     class_balanced: bool = key(False, NAMED, "draw each class equally often, whatever its number of images")
     x_flip: bool = key(False, NAMED, "mirror half of the images, so that samples are mirrored too; not for latents")

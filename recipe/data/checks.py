@@ -133,7 +133,14 @@ def check_shape(facts: DataFacts, model: Model, place: str) -> None:
 
 
 def check_kind(facts: DataFacts, config: Config, place: str) -> None:
-    """Raises DataError if the configuration asks for something that data of this kind cannot have."""
+    """Raises DataError if the configuration asks for another kind, or for something that this kind cannot have."""
+    wanted = config.data.kind
+    if wanted not in (None, facts.kind):
+        how = "by prepare.py --vae" if wanted == LATENTS else "by prepare.py without --vae"
+        raise DataError(
+            f"data.kind = {wanted}: {place} holds {facts.kind}, and these settings are for {wanted}; prepare the data "
+            f"as {wanted} {how}, or take a preset for {facts.kind}"
+        )
     if facts.kind != LATENTS:
         if config.samples.vae is not None:
             raise DataError(f"samples.vae = {config.samples.vae}: {place} holds pixels; set samples.vae=null")

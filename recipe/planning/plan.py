@@ -85,7 +85,8 @@ def resolved(config: Config) -> tuple[Config, str]:
         raise DataError(f"{keys} = auto: the plan needs numbers there, or the data: {error}") from None
     config = resolve(config, found.facts)
     resolution, channels, label_dim = config.model.shape()
-    return config, f"{found.samples} images of {channels}x{resolution}x{resolution}, network of {label_dim} classes"
+    size = f"{channels}x{resolution}x{resolution} {found.facts.kind}"
+    return config, f"{found.samples} images of {size}, network of {label_dim} classes"
 
 
 def build(config: Config) -> Precond:

@@ -100,7 +100,7 @@ def test_data_page(workplace: Workplace):
     assert re.search(r"Äpfel 🍎", said) and sheet.is_file()
     few = {"global_batch_size": 8, "device_train_microbatch_size": 8}
     said = workplace.one(r"composer recipe/train\.py yamls/pixels-64\.yaml .*dry_run=true", few)
-    assert re.search(r"data +\d+ images of 3x64x64, network of 4 classes", said)
+    assert re.search(r"data +\d+ images of 3x64x64 pixels, network of 4 classes", said)
     assert re.search(r"parameters +124\.\d+ M", said)
 
 

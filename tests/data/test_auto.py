@@ -10,7 +10,7 @@ from recipe.configuration.agreement import DisagreementError, check_agreement
 from recipe.configuration.problems import ConfigError
 from recipe.configuration.reader import read_config, to_yaml
 from recipe.configuration.schema import Config
-from recipe.data.checks import check_data, resolve
+from recipe.data.checks import check_data, check_kind, resolve
 from recipe.data.facts import DataError, DataFacts
 from recipe.planning.plan import print_plan
 
@@ -33,6 +33,19 @@ def test_the_datas_sizes(digits: Path):
     assert resolved.model.attn_resolutions == [4] and isinstance(resolved.model.sigma_data, float)
     assert resolved.network_arguments()["attn_resolutions"] == [4]
     assert resolve(resolved, PHOTOS) == resolved  # what is known is not asked for again
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_says_which_kind_of_data_it_is_for(preset: str, digits: Path):
+    """Settings for latents would train on pictures without a word, and badly."""
+    found = read_config([str(ROOT / "yamls" / f"{preset}.yaml"), f"data.local={digits}"])
+    if preset.startswith("latents"):
+        with pytest.raises(DataError, match=r"data\.kind = latents: .* holds pixels, .*prepare\.py --vae"):
+            check_data(found)
+    else:
+        assert found.data.kind == "pixels"
+        with pytest.raises(DataError, match=r"data\.kind = pixels: here holds latents, .*prepare\.py without --vae"):
+            check_kind(DataFacts(kind="latents"), found, "here")
 
 
 def test_levels():
@@ -105,7 +118,9 @@ def test_a_plan_asks_data_at_hand(digits: Path, capsys: pytest.CaptureFixture[st
         print_plan(config(dry_run="true", **overrides))
         return capsys.readouterr().out
 
-    assert "data              5000 images of 1x8x8, network of 10 classes\n" in plan(**{"data.local": str(digits)})
+    assert "data              5000 images of 1x8x8 pixels, network of 10 classes\n" in plan(
+        **{"data.local": str(digits)}
+    )
     with pytest.raises(DataError, match=r"model\.label_dim is 7, but the data has 10"):
         plan(**{"data.local": str(digits), "model.label_dim": "7"})
     with pytest.raises(DataError, match=r"model\.img_channels and model\.label_dim = auto: the plan needs numbers"):

@@ -23,6 +23,7 @@ UNTRACKED = 0.075  # tracked in this run only to be compared with its reconstruc
 
 
 ACCURACY = {16000: 0.7, 51200: 0.9}  # of the asked digits, by images trained on; of ten classes, chance is 0.1
+SAMPLES = {16000: 100, 51200: 200}
 
 
 @pytest.fixture(scope="module", params=[16000, pytest.param(51200, marks=pytest.mark.soak)])
@@ -63,16 +64,17 @@ def test_training_wrote_grids_of_raw_and_averaged_weights(finished: Path, durati
 
 
 def test_a_classifier_finds_the_asked_digits(finished: Path, duration: int, tmp_path: Path):
-    """A kNN fitted on the real digits, on 200 samples of seeds that the quickstart did not draw."""
+    """A kNN fitted on the real digits, on samples of seeds that the quickstart did not draw."""
+    last = 1000 + SAMPLES[duration]
     average = next((finished / "posthoc").glob("posthoc-*-0.100.safetensors"))
-    arguments = (average, "--seeds", "1000-1199", "--steps", 16, "--guidance", 2, "--out", tmp_path)
+    arguments = (average, "--seeds", f"1000-{last - 1}", "--steps", 16, "--guidance", 2, "--out", tmp_path)
     assert run(command_line("sample.py", *arguments)).returncode == 0
-    samples = np.stack([np.asarray(Image.open(tmp_path / f"{seed:06d}.png")) for seed in range(1000, 1200)])
+    samples = np.stack([np.asarray(Image.open(tmp_path / f"{seed:06d}.png")) for seed in range(1000, last)])
     images, labels = embedded_digits(16)
     classifier = KNeighborsClassifier(5).fit(images.reshape(5000, -1).astype(float), labels)
-    found = classifier.predict(samples.reshape(200, -1).astype(float))
-    accuracy = (found == np.arange(1000, 1200) % 10).mean()
-    print(f"kNN finds the asked digit in {accuracy:.1%} of 200 samples")
+    found = classifier.predict(samples.reshape(len(samples), -1).astype(float))
+    accuracy = (found == np.arange(1000, last) % 10).mean()
+    print(f"kNN finds the asked digit in {accuracy:.1%} of {len(samples)} samples")
     assert accuracy >= ACCURACY[duration]
 
 
