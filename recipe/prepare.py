@@ -6,7 +6,7 @@
     python recipe/prepare.py --inspect s3://bucket/photos
 
 SOURCE is a folder (class folders give labels), a ZIP, a tar, a folder of tars or a name such as data-{000..123}.tar
-(WebDataset), MDS shards, a Hugging Face data set (its folder, or hf:NAME), latents of the official tool
+(WebDataset), MDS shards, a Hugging Face data set (its folder, or hf:NAME), CIFAR's own tar, latents of the official tool
 (img512-sd.zip), or the embedded `digits`: 5000 real handwritten digits. The result is complete or absent, does not
 depend on the number of workers and ranks, and an interrupted preparation goes on where it was. With --vae, latents are
 stored, encoded on each rank's GPU. More: docs/data.md.
@@ -77,7 +77,7 @@ def arguments_parser() -> Options:
     add("--background", "colour behind transparent pixels (default white)")
     labels = "CSV, JSON or JSON lines: class id or class name of each file"
     add("--labels", labels, metavar="FILE", type=local_path("--labels"))
-    add("--split", "of a Hugging Face data set")
+    add("--split", "of a Hugging Face data set, or of CIFAR (default train)")
     add("--encoding", "png (default); webp: smaller and faster, a column of bytes; raw: large, fast to read")
     add("--shard-size", "most bytes of a shard before compression (default 64mb)")
     add("--compression", "of whole shards: zstd, zstd:LEVEL, br, bz2, snappy (default none)")

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 from recipe.preparation.sources.archives import TarSource, ZipSource
+from recipe.preparation.sources.cifar import CifarSource, layout_of
 from recipe.preparation.sources.digits import DEFAULT_RESOLUTION, DigitsSource
 from recipe.preparation.sources.folder import FolderSource
 from recipe.preparation.sources.items import PreparationError, Source
@@ -25,12 +26,13 @@ def open_source(
     """The pictures that `source` names.
 
     It is a folder, a ZIP, a tar, several tars (a folder of them, or a name with braces), MDS shards (local or
-    s3://bucket/prefix), a Hugging Face data set (`hf:NAME`, or the folder of one), or `digits`.
+    s3://bucket/prefix), a Hugging Face data set (`hf:NAME`, or the folder of one), CIFAR as it is distributed, or
+    `digits`.
 
     Args:
         resolution: of the digits; None = 32.
         labels: file of class ids, for folders and archives; None = what the source itself says.
-        split: of a Hugging Face data set; None = the only one.
+        split: of a Hugging Face data set (None = the only one) or CIFAR (None = train).
 
     Raises:
         PreparationError: nothing of these, or one that cannot be read.
@@ -40,13 +42,17 @@ def open_source(
         return DigitsSource(resolution or DEFAULT_RESOLUTION)
     path = Path(source)
     is_hub = source.startswith(HUB) or any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    if split is not None and not is_hub:
-        raise PreparationError(f"--split {split}: only Hugging Face data sets have splits; leave it out")
+    cifar = None if is_hub or is_remote(source) or not path.exists() else layout_of(path)
+    if split is not None and not is_hub and cifar is None:
+        raise PreparationError(f"--split {split}: only Hugging Face data sets and CIFAR have splits; leave it out")
     if is_hub:
         from recipe.preparation.sources.hugging_face import HuggingFaceSource
 
         _refuse(labels, source)
         return HuggingFaceSource(source.removeprefix(HUB), split)
+    if cifar is not None:
+        _refuse(labels, source)
+        return CifarSource(path, cifar, split)
     tars = None if is_remote(source) else tars_of_braces(source)
     if tars is not None:
         return TarSource(tars, labels, source)
