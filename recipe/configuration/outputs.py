@@ -1,5 +1,6 @@
 """The part of the schema about what a run writes beside its averages: checkpoints, grids of samples, metrics."""
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 from recipe.configuration.keys import FREE, Section, key
@@ -82,7 +83,13 @@ class WandB(Section):
     entity: str | None = key(
         None, FREE, "team or user; null = default of the account of WANDB_API_KEY", "my-team", min_length=1
     )
-    mode: Literal["online", "offline"] = key("online", FREE, "offline = write to the run's folder only")
+    mode: Literal["online", "offline"] | None = key(
+        None, FREE, "offline = write to the run's folder only; null = as WANDB_MODE says, else online", "offline"
+    )
+
+    def is_online(self) -> bool:
+        """Whether a server will be asked."""
+        return (self.mode or os.environ.get("WANDB_MODE") or "online") == "online"
 
 
 class MLflow(Section):

@@ -20,7 +20,7 @@ class ServiceError(UserError):
 
 def check_services(logging: Logging) -> None:
     """Raises ServiceError if W&B or MLflow is asked for and cannot be used. Takes at most some 15 seconds."""
-    if logging.wandb is not None and logging.wandb.mode == "online":
+    if logging.wandb is not None and logging.wandb.is_online():
         _check_wandb(logging.wandb)
     if logging.mlflow is not None:
         _check_mlflow(logging.mlflow)

@@ -163,7 +163,8 @@ def loggers(config: Config, folder: RunFolder) -> list[LoggerDestination]:
         found.append(Curves(folder))
     if config.logging.wandb is not None:
         wandb = config.logging.wandb
-        init = {"mode": wandb.mode, "dir": str(folder.local), "resume": "allow", "id": config.run_name}
+        init = {"dir": str(folder.local), "resume": "allow", "id": config.run_name}
+        init |= {} if wandb.mode is None else {"mode": wandb.mode}
         found.append(WandBLogger(project=wandb.project, entity=wandb.entity, name=config.run_name, init_kwargs=init))
     if config.logging.mlflow is not None:
         mlflow = config.logging.mlflow

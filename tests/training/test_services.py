@@ -69,6 +69,15 @@ def wandb_says(*words: str) -> None:
     assert time.monotonic() - begin < 20
 
 
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_the_mode_of_the_environment_counts(mode: str, monkeypatch: pytest.MonkeyPatch):
+    """As for every program that uses W&B; the key of the configuration goes before it."""
+    monkeypatch.setenv("WANDB_MODE", mode)
+    check_services(Logging(wandb=WandB()))
+    with pytest.raises(ServiceError):
+        check_services(Logging(wandb=WandB(mode="online")))
+
+
 def mlflow_says(uri: str, *words: str) -> None:
     begin = time.monotonic()
     with pytest.raises(ServiceError) as caught:
