@@ -6,8 +6,8 @@
     python recipe/prepare.py --inspect s3://bucket/photos
 
 SOURCE is a folder (class folders give labels), a ZIP, a tar, a folder of tars or a name such as data-{000..123}.tar
-(WebDataset), MDS shards, a Hugging Face data set (its folder, or hf:NAME), CIFAR's own tar, latents of the official tool
-(img512-sd.zip), or the embedded `digits`: 5000 real handwritten digits. The result is complete or absent, does not
+(WebDataset), MDS shards, a Hugging Face data set (its folder, or hf:NAME), CIFAR's own tar, latents of the official
+tool (img512-sd.zip), or the embedded `digits`: 5000 real handwritten digits. The result is complete or absent, does not
 depend on the number of workers and ranks, and an interrupted preparation goes on where it was. With --vae, latents are
 stored, encoded on each rank's GPU. More: docs/data.md.
 """
