@@ -14,7 +14,7 @@ from streaming import Stream
 from streaming.base.format import Reader
 
 from recipe.data.index import Shard, Source, stored_file
-from recipe.storage import s3_client
+from recipe.storage import s3_errors
 
 log = logging.getLogger(__name__)
 HASH = "sha1"  # that prepare.py notes of each shard by default
@@ -73,7 +73,7 @@ class KeptStream(Stream):
                 if failed >= (TRIES_IF_REFUSED if _lasts(error) else self.download_retry):
                     raise
                 pause = 2 ** (failed - 1) + random.random() / 2
-                why = s3_client.reason(error)
+                why = s3_errors.reason(error)
                 log.warning("%s: not fetched (%s); try %d begins in %.0f s", remote, why, failed + 1, pause)
                 time.sleep(pause)
 
@@ -96,8 +96,8 @@ class KeptStream(Stream):
 
 def _lasts(error: Exception) -> bool:
     """Whether the same try would most likely fail again: for what does not exist, or with keys that are refused."""
-    if isinstance(error, s3_client.boto.ClientError):
-        return s3_client.status(error) in (400, 401, 403, 404)
+    if isinstance(error, s3_errors.boto.ClientError):
+        return s3_errors.status(error) in (400, 401, 403, 404)
     return isinstance(error, FileNotFoundError)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from recipe.storage.places import StorageError
-from recipe.storage.s3_client import call, check_stored, code
+from recipe.storage.s3_client import call
+from recipe.storage.s3_errors import check_stored, code
 
 PART_SIZE = 16 << 20  # bytes
 MOST_PARTS = 10_000  # of one object, by S3's rules

@@ -15,7 +15,8 @@ from botocore.exceptions import ClientError
 from recipe.storage import multipart
 from recipe.storage.files import file_sha256, named_errors
 from recipe.storage.places import Entry, FileInfo, MissingError, Place, StorageError, is_temporary
-from recipe.storage.s3_client import TransferCutError, call, code, endpoint, status
+from recipe.storage.s3_client import call, endpoint
+from recipe.storage.s3_errors import TransferCutError, code, status
 
 MULTIPART_THRESHOLD = 64 << 20  # bytes from which a file is uploaded in parts
 DELETERS = 8  # threads

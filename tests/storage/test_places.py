@@ -3,6 +3,7 @@
 import http.server
 import os
 import pickle
+import re
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from botocore.exceptions import ClientError
 from helpers.commands import run
 from helpers.fault_proxy import KINDS, FaultProxy
 from helpers.object_store import KEYS, ObjectStore, environment
-from recipe.storage import multipart, s3, s3_client
+from recipe.storage import multipart, s3, s3_client, s3_errors
 from recipe.storage.addresses import open_place, split_address
 from recipe.storage.files import file_sha256
 from recipe.storage.places import PROBE, AccessError, ChangedError, MissingError, Place, StorageError, is_inside
@@ -301,6 +302,23 @@ def test_missing_bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPat
         open_place("s3://no-such-bucket/run").read_versioned("owner.json")
 
 
+def test_a_server_that_never_answered_is_given_up_within_seconds(
+    object_store: ObjectStore, bucket_folder: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A wrong address must be known soon after a start; what has answered before is waited for."""
+    proxy = FaultProxy(object_store.endpoint, share=0)
+    proxy.refuse_all()
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
+    monkeypatch.setattr(s3_client, "FIRST_PATIENCE", 1.0)
+    monkeypatch.setattr(s3_client, "_has_answered", False)
+    message = refused(bucket_folder, environment(proxy.endpoint), monkeypatch, StorageError)
+    assert re.search(r"no connection, [34] attempts", message) and "S3_ENDPOINT_URL" in message
+    proxy.accept_all()
+    with pytest.raises(MissingError):
+        open_place(bucket_folder).read("nothing")
+    assert s3_client._has_answered  # even with an error
+
+
 def test_dead_endpoint_is_given_up(
     object_store: ObjectStore, bucket_folder: str, monkeypatch: pytest.MonkeyPatch, quick: None
 ):
@@ -464,7 +482,7 @@ def test_other_bytes_than_sent_are_noticed():
     multipart.check_stored({"ETag": '"0cc175b9c0f1b6a831c399e269772661"'}, "0cc175b9c0f1b6a831c399e269772661")
     multipart.check_stored({"ETag": '"0cc175b9c0f1b6a831c399e269772661-2"'}, "")
     multipart.check_stored({"ETag": '"' + "0" * 32 + '"', "ServerSideEncryption": "aws:kms"}, "1" * 32)
-    with pytest.raises(s3_client.TransferCutError):
+    with pytest.raises(s3_errors.TransferCutError):
         multipart.check_stored({"ETag": '"' + "0" * 32 + '"'}, "1" * 32)
 
 
