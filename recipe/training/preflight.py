@@ -27,6 +27,7 @@ from recipe.weights.checkpoints import Checkpoint, clean_up, list_checkpoints, n
 
 CONFIG = "config.yaml"
 HEADER = "# edm2-recipe"
+FOLDERS = "checkpoints", "snapshots", "samples", "tensorboard"  # what a run makes below its folder
 
 
 class RunError(UserError):
@@ -82,6 +83,7 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
         find_vae(config.samples.vae, "samples.vae").check_latents(channels, "model.img_channels")
     place = open_place(config.run_folder())
     place.check_access()
+    check_names(local_folder(config, place))
     check_space(config, place)
     check_scratch_folder(config, place)
     changed = check_folder(config, place)
@@ -96,6 +98,14 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
         ownership.release()
         raise
     return Start(config, data, place, checkpoint, origin.run), ownership
+
+
+def check_names(folder: Path) -> None:
+    """Raises RunError if a file in the run's folder has the name of one of the folders that the run writes."""
+    for name in FOLDERS:
+        path = folder / name
+        if os.path.lexists(path) and not path.is_dir():
+            raise RunError(f"{path}: is no folder, but the run keeps {name} in one of that name; move it away")
 
 
 def check_folder(config: Config, place: Place) -> list[str]:

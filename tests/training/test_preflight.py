@@ -38,6 +38,21 @@ def test_lengths_in_images_and_steps(tmp_path: Path):
     assert start.batches(Span.parse("3ba")) == "3ba"
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "snapshots", "samples", "tensorboard"])
+@pytest.mark.parametrize("kind", ["file", "dead link"])
+def test_a_file_where_a_folder_is_to_go(kind: str, name: str, digits: Path, tmp_path: Path):
+    """It is found before the run begins, not by a traceback of the library that would write there."""
+    path = tmp_path / "run" / name
+    path.parent.mkdir()
+    if kind == "file":
+        path.write_text("mine")
+    else:
+        path.symlink_to("/nowhere/at/all")
+    with pytest.raises(RunError, match=rf"{name}: is no folder, but the run keeps {name} in one"):
+        prepare(read_config(train_arguments(digits, tmp_path / "run")))
+    assert [each.name for each in path.parent.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("folder", ["runs/a", "s3://bucket/runs/a"])
 def test_a_start_reaches_other_ranks_whole(folder: str):
     facts = DataFacts.from_json({"zoo": 1, "streams": [{"proportion": 1.0}], "sigma_data": 0.5}, "here")
