@@ -1,8 +1,8 @@
 """Statistics of a data set's features, which pictures are measured against: one safetensors file.
 
 It holds N, mean and covariance in float64 and, when asked for, the features themselves in float32, which KID,
-precision, recall, density and coverage need. Its metadata say of which network, weights, resizing and pictures they are,
-so that what must not be compared is refused.
+precision, recall, density and coverage need. Its metadata say of which network, weights, resizing and pictures they
+are, so that what must not be compared is refused.
 """
 
 import hashlib
@@ -127,12 +127,11 @@ def load_reference(path: Path, shown: str) -> Reference:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
         about = About(**{field.name: header[field.name] for field in fields(About)})
         found = FeatureSet(header["count"], tensors["mean"], tensors["covariance"], tensors.get("features"))
-        whole = header["format"] == FORMAT and _digest(tensors) == header["tensors"] and _fits(found)
+        if header["format"] == FORMAT and _digest(tensors) == header["tensors"] and _fits(found):
+            return Reference(shown, about, found)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise EvaluationError(f"{shown}: is no whole file of statistics of this version; {AGAIN}")
-    return Reference(shown, about, found)
+        pass  # the same line as for one that is whole but not as it should be
+    raise EvaluationError(f"{shown}: is no whole file of statistics of this version; {AGAIN}")
 
 
 def _fits(found: FeatureSet) -> bool:
