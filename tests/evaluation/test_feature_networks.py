@@ -142,7 +142,8 @@ def test_dinov2_normalises():
     assert found.shape == (1, 32) and logits is None
     assert seen[0].shape == (1, 3, 224, 224) and seen[0].abs().max() < 0.01
     white, _ = DinoV2(network.state_dict(), "dinov2", CPU, network)(torch.full_like(given, 255))
-    assert seen[1][0, :, 0, 0].tolist() == pytest.approx([(1 - m) / s for m, s in zip(dinov2.MEAN, dinov2.STD)])
+    expected = [(1 - mean) / std for mean, std in zip(dinov2.MEAN, dinov2.STD, strict=True)]
+    assert seen[1][0, :, 0, 0].tolist() == pytest.approx(expected)
     assert not torch.allclose(found, white)
 
 
@@ -300,7 +301,7 @@ def test_without_the_network(server: Server, tmp_path: Path):
     message = str(caught.value)
     assert "\n" not in message and nowhere.url in message and "--weights" in message
     assert str(tmp_path / "hub" / "checkpoints" / "weights.pth") in message
-    with pytest.raises(EvaluationError, match="cannot be fetched .*404"):
+    with pytest.raises(EvaluationError, match=r"cannot be fetched .*404"):
         load_weights(PublishedWeights("weights.pth", f"{server.url}/other", ""), WeightsChoice(), "mine")
     with pytest.raises(EvaluationError, match=f"--weights {tmp_path}/none: holds no weights.pth; get it from"):
         load_weights(nowhere, WeightsChoice(tmp_path / "none"), "mine")
