@@ -50,6 +50,8 @@ from recipe.sampling.distributed import rows_of
 from recipe.sampling.drawing_options import check_drawing, load_drawing
 from recipe.sampling.networks import usable_device
 
+ALONE = Ranks()
+
 
 def seen(
     network: FeatureNetwork, pictures: PictureSet, ranks: Ranks, keep: Keep, workers: int | None
@@ -105,7 +107,7 @@ def calc(arguments: argparse.Namespace) -> str:
         values = judge.values(seen(network, pictures, ranks, judge.keep, arguments.workers), ranks)
         settings = measured_by(network, arguments.ref, judge.reference.about, judge.reference.found.count)
     settings["pictures"] = said_of(about, len(pictures.chosen))
-    return finish(arguments, Results("calc", network.name, [(arguments.pictures, values)], settings))
+    return finish(arguments, Results("calc", network.name, [(arguments.pictures, values)], settings), ranks)
 
 
 def calc_two(
@@ -149,7 +151,7 @@ def gen(arguments: argparse.Namespace) -> str:
     said = measured_by(judge.features, arguments.ref, reference.about, reference.found.count)
     said |= {"snapshot": arguments.snapshot, "num": arguments.num, "labels": arguments.labels or "balanced"}
     said["drawn_by"] = dict(drawing.settings)
-    return finish(arguments, Results("gen", judge.features.name, runs, said))
+    return finish(arguments, Results("gen", judge.features.name, runs, said), ranks)
 
 
 def compare(arguments: argparse.Namespace) -> str:
@@ -180,8 +182,9 @@ def said_of(about: About, count: int | None) -> dict[str, object]:
     return {"num": count, **dataclasses.asdict(about)}
 
 
-def finish(arguments: argparse.Namespace, results: Results) -> str:
+def finish(arguments: argparse.Namespace, results: Results, ranks: Ranks = ALONE) -> str:
     """Write --out, and return the table; on ranks other than 0 nothing."""
+    ranks.gather()
     if rank() != 0:
         return ""
     if arguments.out is not None:
