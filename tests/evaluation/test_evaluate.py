@@ -1,6 +1,7 @@
 """The command that measures: each of its four ways, on ranks, and what it refuses before work begins."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from helpers.documented import ALL, after_script, matching, placed, sized
 from helpers.forks import run_forked
+from helpers.random_inception import random_inception
 from helpers.small_snapshots import DATASET, NETWORK, refused_in_process, small_network, stored
 from recipe import evaluate, sample
-from recipe.evaluation.evaluate_options import gen_parser
+from recipe.evaluation.evaluate_options import gen_parser, metrics_of, ref_parser
 from recipe.evaluation.reference import About
 from recipe.evaluation.results import Results, title
 from recipe.evaluation.statistics_files import open_reference, write_reference
 from recipe.preparation.sources.digits import embedded_digits
+from recipe.sampling.drawing_options import check_drawing
 from recipe.weights.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 
 PIXELS = ("--features", "helpers.feature_networks:pixels", "--device", "cpu")
@@ -185,10 +189,58 @@ def test_real_digits_with_a_real_network(tmp_path: Path, capsys: pytest.CaptureF
         found += values(out)
     fds, precision = ([each[name] for each in found] for name in ("fd", "precision"))
     with capsys.disabled():
-        print(f"\nFD (efficientnet_lite0) of halves of the digits with noise 0, 10, 30, 90: {fds}; precision {precision}")
+        print(
+            f"\nFD (efficientnet_lite0) of halves of the digits with noise 0, 10, 30, 90: {fds}; precision {precision}"
+        )
     assert fds == sorted(fds) and precision == sorted(precision, reverse=True)
     assert 2 * fds[0] < fds[2] and 5 * fds[0] < fds[3] and precision[0] > 0.5 > 0.1 > precision[3]
     assert "FD (efficientnet_lite0)" in capsys.readouterr().out
+
+
+# The page
+
+
+PLACES = ("data/photos", "out", "ref.safetensors", "fid.json", "one.safetensors", "other.safetensors", "SNAPSHOT")
+
+
+@pytest.mark.slow
+def test_the_page(folder: Path, tmp_path: Path):
+    """Its commands as they stand, with Inception's random weights, few images and other places."""
+    weights = random_inception(tmp_path)
+    places: dict[str, object] = {name: tmp_path / name for name in PLACES} | {"SNAPSHOT": snapshot(folder)}
+    for name, seed in ("data/photos", 0), ("out", 1):
+        (tmp_path / name).mkdir(parents=True)
+        for index, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)):
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    said = []
+    for command in matching(r"python recipe/evaluate\.py .*"):
+        _, (name, *words) = after_script(command)
+        sizes = {"--device": "cpu"}
+        if name != "compare":
+            sizes |= {"--weights": weights.folder, "--accept-weights": "any"}
+        if name == "gen":
+            sizes |= {"--num": 2, "--steps": 1, "--runs": 2}
+        if name == "compare":
+            for place in words:
+                shutil.copy(tmp_path / "ref.safetensors", tmp_path / place)
+        run(name, *sized(placed(words, places), sizes))
+        said.append(name)
+    assert said == ["ref", "calc", "gen", "compare"]
+    results = json.loads((tmp_path / "fid.json").read_text())
+    assert results["title"] == "FID" and results["summary"]["fd"]["best"] > 0
+
+
+def test_commands_that_need_a_cluster(capsys: pytest.CaptureFixture[str]):
+    """Their options exist, and go together."""
+    commands = [command for _, command, marked in ALL if marked and "recipe/evaluate.py" in command]
+    parsers = {"ref": ref_parser, "gen": gen_parser}
+    for command in commands:
+        _, (name, *words) = after_script(command)
+        arguments = parsers[name]().parse_args(words)
+        if name == "gen":
+            assert metrics_of(arguments) == ["fd"] and check_drawing(arguments).num_steps == 32
+            assert (arguments.num, arguments.runs, arguments.labels) == (50_000, 3, "random")
+    assert len(commands) == 2
 
 
 # What is refused
