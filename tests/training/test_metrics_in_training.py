@@ -21,12 +21,12 @@ from recipe.training.metrics import check_metrics
 
 NETWORK = "helpers.feature_networks:pixels"
 SETTINGS = ("duration=16ba", "ema.snapshot_interval=8ba", "ema.snapshot_dtype=float32", "samples.num_steps=2",
-            "model.dropout=0.1")  # fmt: skip
+            "samples.batch_size=9", "model.dropout=0.1")  # fmt: skip
 
 
 def measuring(place: Path, **more: object) -> list[str]:
-    keys = {"reference": place, "names": "[fd,dc]", "features": NETWORK, "interval": "8ba", "num_images": 50,
-            "batch_size": 9} | more  # fmt: skip
+    keys = {"reference": place, "names": "[fd,dc]", "features": NETWORK, "interval": "8ba", "num_images": 50}
+    keys |= more
     return [f"metrics.{name}={value}" for name, value in keys.items()]
 
 
