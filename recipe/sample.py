@@ -2,13 +2,14 @@
 
     python recipe/sample.py SNAPSHOT --seeds 0-39 [--labels 0-9] --out DIR [--grid grid.png]
     composer -n 8 recipe/sample.py s3://bucket/run/posthoc/FILE --seeds 0-49999 --out s3://bucket/samples.npz
+    python recipe/sample.py --preset edm2-img512-s-guid-fid --weights published --vae VAE --out DIR
 
 The bytes of a picture depend on its seed and label, the snapshot and the settings of the sampler alone: not on the
 number of ranks, the batch size or the other seeds. The same command goes on where it was interrupted, and draws what is
 missing. --out is a folder (SEED.png) or, by its ending, a .zip, .tar or .npz. More: docs/sampling-at-scale.md.
 Guidance: --guidance 2 --guide WEAKER_SNAPSHOT (autoguidance: less trained or smaller), or without --guide against the
 same network without labels (classifier-free; wants label dropout in training). --sampler and its options, and
---guidance-interval: docs/sampling.md.
+--guidance-interval: docs/sampling.md. --preset list prints the published combinations.
 A network that was trained on latents needs --vae, the autoencoder that they were encoded with.
 """
 
@@ -54,6 +55,7 @@ from recipe.sampling.networks import (
 )
 from recipe.sampling.outputs import picture_name
 from recipe.sampling.pictures import check_grid
+from recipe.sampling.preset_options import add_preset_options, say_differences, settle_preset
 from recipe.sampling.sampler_options import add_sampler_options, sampler_settings
 from recipe.sampling.settings import drawn_by
 from recipe.storage.addresses import is_remote, open_place
@@ -64,7 +66,8 @@ def arguments_parser() -> Options:
     parser = Options("sample.py", "Draw images from a snapshot.")
     add = parser.add_argument
     snapshot = ".safetensors file of a run's snapshots or posthoc folder, local or s3://"
-    add("snapshot", type=address("SNAPSHOT"), help=snapshot)
+    add("snapshot", type=address("SNAPSHOT"), nargs="?", metavar="SNAPSHOT", help=snapshot)
+    add_preset_options(parser)
     add("--seeds", type=word("--seeds"), default="0-39", metavar="LIST", help="one image each (default 0-39)")
     labels = "classes to go through, by id or name; balanced = all (default), random, or none = unconditional"
     add("--labels", type=word("--labels"), metavar="LIST", help=labels)
@@ -82,7 +85,7 @@ def arguments_parser() -> Options:
     add("--sigma-min", type=real_number("--sigma-min", above=0), default=0.002, help="last noise level (default 0.002)")
     add("--sigma-max", type=real_number("--sigma-max", above=0), default=80.0, help="first noise level (default 80)")
     add("--rho", type=real_number("--rho", above=0), default=7.0, help="spacing of the noise levels (default 7)")
-    add("--guidance", type=real_number("--guidance", least=0), default=1.0, help="1 = none (default)")
+    add("--guidance", type=real_number("--guidance", least=0), help="1 = none (default)")
     add("--guide", type=address("--guide"), metavar="SNAPSHOT", help="network to guide away from")
     add_sampler_options(parser)
     vae = "of latents: the AutoencoderKL's folder, or OWNER/NAME on the Hugging Face hub"
@@ -98,11 +101,16 @@ def arguments_parser() -> Options:
 
 
 def check(arguments: argparse.Namespace) -> list[int]:
-    """What can be said against the options before a file is read; returns the seeds. Raises ValueError."""
+    """What can be said against the options before a file is read, a preset filled in; returns the seeds.
+
+    Raises:
+        ValueError: what is wrong with them.
+    """
     try:
         seeds = parse_integers(arguments.seeds)
     except ValueError as error:
         raise OptionError(f"--seeds: {error}") from None
+    settle_preset(arguments)
     if len(set(seeds)) < len(seeds):
         raise OptionError(f"--seeds {arguments.seeds}: names a seed twice, whose picture would be the same")
     if arguments.sigma_min >= arguments.sigma_max:
@@ -162,6 +170,8 @@ def sample(arguments: argparse.Namespace) -> None:
     """Draw and write what the options ask for. Raises ValueError, OSError."""
     seeds = check(arguments)
     settings = sampler_settings(arguments)
+    if arguments.preset is not None:
+        say_differences(arguments.preset, settings)
     ranks = find_ranks()
     device = usable_device(arguments.device)
     sampled, guide = load_all(arguments, device)

@@ -21,6 +21,7 @@ from recipe.storage.ownership import Ownership
 from recipe.training.algorithms import training_algorithms
 from recipe.training.callbacks import EMASnapshots, SampleGrid, grid_pictures
 from recipe.training.checkpointing import Checkpoints, FileUploads, restore_from
+from recipe.training.continuation import Continue
 from recipe.training.curves import Curves
 from recipe.training.folder import RunFolder, local_folder
 from recipe.training.initial_weights import load_initial_weights
@@ -39,9 +40,12 @@ def build_trainer(start: Start, device: Device, ownership: Ownership | None) -> 
         folder.empty_scratch()
     loader = training_loader(config, start.data, config.global_batch_size // dist.get_world_size())
     model, parallelism = build_model(config, device)
-    restore = restore_from(folder, start.checkpoint, start.epoch)
+    restore: Callback | None = restore_from(folder, start.checkpoint, start.epoch)
     if restore is None and config.init is not None:
-        load_initial_weights(model, config, start.data.facts)
+        if config.init.whole:
+            restore = Continue(config, start.data.facts, start.epoch)
+        else:
+            load_initial_weights(model, config, start.data.facts)
     stop = GracefulStop(folder.uploads, ownership, loader.waited)
     trainer = Trainer(
         model=model,

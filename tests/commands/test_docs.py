@@ -25,6 +25,7 @@ RUN_BY = {
     r"python recipe/bench\.py (data|prepare).*": "test_docs.py::test_bench_of_data",
     r"python recipe/(reconstruct|sample)\.py runs/photos.*": "test_as_documented.py::test_own_pictures",
     r"python recipe/sample\.py SNAPSHOT --(sampler|guidance) .*": "test_sampler_options.py::test_documented_commands",
+    r"python recipe/sample\.py --preset .*": "test_presets.py::test_documented_commands",
     r"composer recipe/train\.py yamls/edm2\.yaml": "test_as_documented.py::test_the_embedded_run",
     r"python recipe/(fetch|reconstruct)\.py s3://BUCKET/.*": "test_as_documented.py::test_object_storage",
     r"python recipe/bench\.py snapshots .*": "test_docs.py::test_bench",
