@@ -21,7 +21,7 @@ from recipe.edm2.networks.precond import Precond
 from recipe.edm2.networks.unet import Block, UNet
 from recipe.edm2.samplers.guidance import guided
 from recipe.edm2.samplers.heun import heun
-from recipe.edm2.samplers.schedule import Denoise
+from recipe.edm2.samplers.schedule import Denoise, sigma_steps
 from recipe.weights import hub
 from recipe.weights.hub_loader import EDM2
 from recipe.weights.hub_model import EDM2Model
@@ -132,7 +132,7 @@ def test_three_loaders_draw_the_same_sample(name: str, folder: Path, found: dict
         return net(x, sigma, None)  # pyright: ignore
 
     def sample(denoise: Denoise) -> torch.Tensor:
-        return heun(denoise, noise, 6)
+        return heun(denoise, noise, sigma_steps(6))
 
     assert relative_error(found[f"{name}/sample"], sample(own)) <= 1e-6
     assert relative_error(sample(others), sample(own)) <= 1e-6
