@@ -33,7 +33,7 @@ class Samples(Section):
     s_max: float | None = key(None, FREE, "of churn: the highest noise level with it; null = no limit", 50.0, ge=0)
     eta: float = key(1.0, FREE, "of the ancestral and SDE samplers: their noise; 0 = deterministic", ge=0)
     s_noise: float = key(1.0, FREE, "scale of the noise that a sampler adds", ge=0)
-    solver_type: SolverType = key("midpoint", FREE, "of dpmpp_2m_sde: how it integrates the slope; or heun = exactly")
+    solver_type: SolverType = key("midpoint", FREE, "of dpmpp_2m_sde: how it integrates the slope; heun = exactly")
     order: int = key(2, FREE, "of unipc: order of its predictor, 1 to 3", ge=1, le=3)
     restart: Restarts = key(
         [list(interval) for interval in RESTART],
@@ -41,7 +41,7 @@ class Samples(Section):
         "of restart: [N, K, t_min, t_max] each: noise levels, times, lowest and highest level",
     )
     state_dtype: Literal["float32", "float64"] = key(
-        "float32", FREE, "precision of the noisy image between evaluations of the network, float32 or float64"
+        "float32", FREE, "precision of the noisy image between evaluations of the network"
     )
     guidance: float = key(
         1.0, FREE, "classifier-free guidance, for networks trained with label_dropout; 1 = none", ge=0

@@ -17,7 +17,8 @@ def euler(
 ) -> Tensor:
     """Draw images by Euler's 1st-order method (Karras et al. 2022, eq. 3).
 
-    Calls `denoise` once for each noise level above 0. It is DDIM (Song et al. 2020) in this parametrisation, and DPM-Solver++ of order 1. Arguments as of `heun`.
+    Calls `denoise` once for each noise level above 0. It is DDIM (Song et al. 2020) in this parametrisation, and
+    DPM-Solver++ of order 1. Arguments as of `heun`.
     """
     return euler_ancestral(denoise, noise, sigmas, eta=0)
 

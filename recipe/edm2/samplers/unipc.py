@@ -16,7 +16,9 @@ def unipc(
 ) -> Tensor:
     """Draw images by UniPC with data prediction and B(h) = expm1(h) (bh2).
 
-    Calls `denoise` once for each noise level above 0. The denoised image of the predicted x both corrects this x (UniC, one point more than the predictor had) and serves
+    Calls `denoise` once for each noise level above 0.
+
+    The denoised image of the predicted x both corrects this x (UniC, one point more than the predictor had) and serves
     the next predictor (UniP), so that the order is one above the predictor's (Algorithms 1 and 2, Theorem 3.1). The
     first steps have fewer images to go by, and are of lower order. The last step, to sigma 0, is the denoised image.
 

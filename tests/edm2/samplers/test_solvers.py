@@ -180,9 +180,8 @@ def test_evaluations_and_levels(name: str, num_steps: int):
 def test_the_settings_of_names_are_the_samplers(name: str):
     parameters = [*inspect.signature(SAMPLERS[name]).parameters][3:]  # pyright: ignore[reportArgumentType]
     own = OPTIONS[name]  # pyright: ignore[reportArgumentType]
-    assert sorted(parameters) == sorted(
-        [*own, *(["randn_like"] if "S_noise" in own else []), *(["rho"] if name == "restart" else [])]
-    )
+    further = ["randn_like"] * ("S_noise" in own) + ["rho"] * (name == "restart")
+    assert sorted(parameters) == sorted([*own, *further])
     assert SAMPLERS.keys() == OPTIONS.keys() and takers("order") == ["unipc"]
 
 
