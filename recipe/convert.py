@@ -28,7 +28,7 @@ from recipe.command_options import OptionError, Options, address, check_folder, 
 from recipe.configuration.spans import images_in
 from recipe.data.facts import DataFacts
 from recipe.edm2.ema import SIGMA_REL_LIMIT
-from recipe.storage.addresses import is_remote, split_address
+from recipe.storage.addresses import is_remote, is_taken, split_address
 from recipe.storage.fetching import fetch_files
 from recipe.weights.hub import HUB_FILES, MODEL, UNET, hub_texts
 from recipe.weights.moments import STEP, moments_name, moments_tensors, weights_name
@@ -108,12 +108,7 @@ def check_out(out: str, kind: str, hub: bool) -> None:
 
 def check_free(target: str) -> None:
     """Raises ConvertError if something is at `target`."""
-    if is_remote(target):
-        place, name = split_address(target)
-        there = place.size(name) is not None
-    else:
-        there = Path(target).exists() or Path(target).is_symlink()
-    if there:
+    if is_taken(target):
         raise ConvertError(f"--out {target}: is there already, and is not replaced; name another place")
 
 

@@ -54,12 +54,11 @@ from recipe.sampling.networks import (
     usable_device,
 )
 from recipe.sampling.outputs import picture_name
-from recipe.sampling.pictures import check_grid
 from recipe.sampling.preset_options import add_preset_options, say_differences, settle_preset
 from recipe.sampling.sampler_options import add_sampler_options, sampler_settings
 from recipe.sampling.settings import drawn_by
 from recipe.storage.addresses import is_remote, open_place
-from recipe.storage.own_pictures import FORMATS
+from recipe.storage.own_pictures import FORMATS, check_free
 
 
 def arguments_parser() -> Options:
@@ -153,7 +152,7 @@ def check_grid_place(arguments: argparse.Namespace, seeds: list[int]) -> None:
     pictures = {out / picture_name(seed, arguments.subdirs) for seed in seeds}
     if Path(grid).absolute() in pictures:
         raise OptionError(f"--grid {grid}: is the place of one of the images; give it another name")
-    check_grid(grid, arguments.overwrite)
+    check_free(grid, arguments.overwrite)
 
 
 def load_all(arguments: argparse.Namespace, device: torch.device) -> tuple[Sampled, Sampled | None]:

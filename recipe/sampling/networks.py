@@ -13,7 +13,7 @@ from recipe.data.facts import LATENTS, PIXELS, DataFacts
 from recipe.edm2.images import to_pixels
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, unwhiten
 from recipe.edm2.networks.precond import Precond
-from recipe.weights.snapshots import load_network, snapshot_identity
+from recipe.weights.snapshots import SnapshotReader, network_of
 
 
 class SampleError(UserError):
@@ -58,9 +58,9 @@ class Sampled:
 
 def load(path: str, device: torch.device, dtype: torch.dtype) -> Sampled:
     """The network of a snapshot on the device, its activations in `dtype`. Raises SnapshotError."""
-    net, info = load_network(path, dtype)
-    dropout = info.extra.get("label_dropout")
-    return Sampled(path, net.to(device), info.dataset, dropout, snapshot_identity(path))
+    with SnapshotReader(path) as reader:
+        net, info = network_of(reader, dtype).to(device), reader.info
+        return Sampled(path, net, info.dataset, info.extra.get("label_dropout"), reader.identity)
 
 
 def check_guidance(sampled: Sampled, guidance: float, labels: Sequence[int]) -> None:

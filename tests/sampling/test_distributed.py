@@ -93,10 +93,11 @@ def test_they_are_the_images_of_their_seeds():
 
 def test_memory_is_bounded_by_the_batch(several_threads: None):
     """Of many images no more are there at a time than the batch size allows, also if storage is slow."""
-    alive, most, lock = 0, 0, threading.Lock()
+    alive, most, lock, workers = 0, 0, threading.Lock(), set[int]()
 
     def pictures(x: Tensor) -> Tensor:
         nonlocal alive, most
+        workers.add(threading.get_ident())
         with lock:
             alive += len(x)
             most = max(most, alive)
@@ -111,6 +112,7 @@ def test_memory_is_bounded_by_the_batch(several_threads: None):
     drawer = Drawer(small_network(0), SamplerSettings(num_steps=1), pictures=pictures)
     assert sum(draw(drawer, [Wanted(seed, 0) for seed in range(10 * ROWS)], keep, 2 * ROWS)) == 10 * ROWS
     assert most == 2 * ROWS and alive == 0
+    assert len(workers) <= 2  # each has memory of its own
 
 
 def test_the_first_failure_ends_it(several_threads: None):
@@ -141,3 +143,23 @@ def test_the_first_failure_ends_it(several_threads: None):
     slow.wait(2)
     assert kept == before and len(before) in (ROWS - 1, 2 * ROWS - 1)  # the other call may have been the first
     assert threading.active_count() == threads  # none waits for ever, which would keep the command from ending
+
+
+def test_what_is_being_written_is_waited_for(several_threads: None):
+    """A call fails while another one is being written: nothing of that is written after the failure has been told."""
+    kept, writing, told = [], threading.Event(), threading.Event()
+
+    def keep(each: Wanted, image: Tensor) -> None:
+        if each.seed < ROWS:
+            assert writing.wait(20)
+            raise OSError("the disk is full")
+        writing.set()
+        threading.Event().wait(0.3)
+        kept.append(told.is_set())
+
+    drawer = Drawer(small_network(0), SamplerSettings(num_steps=1))
+    with pytest.raises(OSError, match="the disk is full"):
+        list(draw(drawer, [Wanted(seed, 0) for seed in range(8 * ROWS)], keep, 2 * ROWS))
+    told.set()
+    threading.Event().wait(1)
+    assert kept == [False] * ROWS
