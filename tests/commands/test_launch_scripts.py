@@ -228,7 +228,7 @@ def test_pyxis(programs: StandIns):
         ([RUN, CONFIG], IN_A_JOB | {"SLURM_TASKS_PER_NODE": "1(x2),2"}, "= 1(x2),2: must be 1 on every node"),
         ([RUN, CONFIG], IN_A_JOB | {"SLURM_GPUS": "h100:20"}, "must be the same number on each of 3 nodes"),
         ([RUN, CONFIG], {"RESTARTS": "often"}, "RESTARTS = often: must be a whole number; fix: "),
-        ([RUN, "recipe/convert.py", "a.pkl"], {}, "recipe/convert.py: does not run on many ranks; fix: start it by itself"),
+        ([RUN, "recipe/convert.py", "a.pkl"], {}, "recipe/convert.py: does not run on many ranks; fix: "),
         ([EVAL], {}, "usage: array_eval.sh RUN LENGTHS"),
         ([EVAL, "nowhere", "0.1"], {}, "nowhere: no such folder; fix: name a run"),
         ([EVAL, "yamls", "0.1", "--seeds", "0"], {"VENV": "/nowhere"}, "/nowhere/bin/python: no such program; fix: "),
