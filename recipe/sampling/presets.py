@@ -132,10 +132,10 @@ def preset_table() -> str:
     """All presets, one a line."""
     rows = [("preset", "network", "guide", "guidance", "interval", "published", "source")]
     for name, preset in PRESETS.items():
-        guide = ("none", "", "") if preset.guide is None else (preset.guide.name, f"{preset.guidance:g}", "")
-        if preset.interval != EVERYWHERE:
-            guide = (*guide[:2], f"{preset.interval.lo:g}:{preset.interval.hi:g}")
-        rows.append((name, preset.weights.name, *guide, f"{preset.metric} {preset.published:g}", preset.source))
+        guide, guidance = ("none", "") if preset.guide is None else (preset.guide.name, f"{preset.guidance:g}")
+        interval = "" if preset.interval == EVERYWHERE else f"{preset.interval.lo:g}:{preset.interval.hi:g}"
+        result = f"{preset.metric} {preset.published:g}"
+        rows.append((name, preset.weights.name, guide, guidance, interval, result, preset.source))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

@@ -100,8 +100,8 @@ class Continue(Callback):
                 targets = self._moments(optimizers) if key == "adam" else _part(model, key)
                 _fill(targets, path)
         epoch, within = divmod(self.found.nimg, self.samples_per_epoch)
-        dataset: Any = state.train_dataloader.dataset  # pyright: ignore[reportOptionalMemberAccess]
-        position = dataset.state_dict(within, True) | {"epoch": epoch}
+        loader: Any = state.train_dataloader
+        position = loader.dataset.state_dict(within, True) | {"epoch": epoch}
         state.load_state_dict(
             {"model": model, "optimizers": optimizers, "timestamp": {"Timestamp": self._clock(state, epoch, within)},
              "dataset_state": {"train": position}},

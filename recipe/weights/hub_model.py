@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,6 +48,9 @@ class MPLayer(nn.Module):
 class Fourier(nn.Module):
     """Fourier features of the noise label (eq. 75)."""
 
+    freqs: Tensor
+    phases: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
@@ -81,23 +84,19 @@ class Block(nn.Module):
             x = skip = normalize(skip, 1)
         y = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(emb, self.emb_gain.float()) + 1
-        y = self.conv_res1(F.dropout(mp_silu(y * scale[:, :, None, None].to(y.dtype)), self.dropout, self.training))
+        y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
+        y = self.conv_res1(F.dropout(y, self.config["dropout"], self.training))
         x = mp_sum(skip, y, self.config["res_balance"])
-        if self.attn_qkv is not None:
-            x = mp_sum(x, self._attention(x), self.config["attn_balance"])
+        if self.attn_qkv is not None and self.attn_proj is not None:
+            x = mp_sum(x, self.attn_proj(self._attention(self.attn_qkv(x))), self.config["attn_balance"])
         limit = self.config["clip_act"]
         return x if limit is None else x.clamp(-limit, limit)
 
-    @property
-    def dropout(self) -> float:
-        return self.config["dropout"]
-
-    def _attention(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        parts = self.attn_qkv(x).reshape(n, -1, self.config["channels_per_head"], 3, h * w)  # (n, heads, c, qkv, hw)
+    def _attention(self, qkv: Tensor) -> Tensor:
+        n, c, h, w = qkv.shape
+        parts = qkv.reshape(n, -1, self.config["channels_per_head"], 3, h * w)  # (n, heads, c, q k v, hw)
         q, k, v = normalize(parts, 2).permute(3, 0, 1, 4, 2)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.attn_proj(y.transpose(2, 3).reshape(n, c, h, w))
+        return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(n, c // 3, h, w)
 
 
 class UNet(nn.Module):
@@ -161,8 +160,8 @@ class UNet(nn.Module):
             emb = mp_sum(emb, self.emb_label(one_hot), self.config["label_balance"])
         emb = mp_silu(emb)
         x, skips = torch.cat([x, torch.ones_like(x[:, :1])], 1), []
-        for layer in self.enc.values():
-            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+        for name, layer in self.enc.items():  # by name: diffusers runs this file anew for each model, so classes differ
+            x = layer(x) if name.endswith("_conv") else layer(x, emb)
             skips.append(x)
         t = self.config["concat_balance"]
         for name, layer in self.dec.items():

@@ -7,6 +7,7 @@ A model of latents gives pictures with its autoencoder alone: from_pretrained(FO
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
@@ -66,7 +67,7 @@ class EDM2Pipeline(DiffusionPipeline):
                 weaker = self.unet(x, sigma).sample if guide is None else guide(x, sigma, labels).sample
                 denoised = torch.lerp(weaker, denoised, guidance_scale)
             x = self.scheduler.step(denoised, sigma, x).prev_sample
-        images = x if output_type == "latent" else self._pictures(x, output_type)
+        images: Any = x if output_type == "latent" else self._pictures(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -79,7 +80,7 @@ class EDM2Pipeline(DiffusionPipeline):
             raise ValueError(f"class_labels {labels.tolist()}: must be -1 to {limit - 1}")
         return labels
 
-    def _pictures(self, x: Tensor, output_type: str):
+    def _pictures(self, x: Tensor, output_type: str) -> Any:
         mean, std = self.unet.config["latent_mean"], self.unet.config["latent_std"]
         if mean is not None:
             mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (mean, std))

@@ -7,6 +7,7 @@ import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -116,7 +117,7 @@ def test_the_figure_of_samplers_is_of_the_table():
     assert table["heun"][0] == (5, 2.76, 2.770) and table["restart"] == [(15, 0.73, None), (23, 0.59, None)]
     assert SHOWN.keys() <= table.keys() and len(table) == 10
     quality, distance = draw(table).axes
-    curves = {str(line.get_label()): [*map(float, line.get_ydata())] for line in quality.get_lines()}
+    curves = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in quality.get_lines()}
     assert curves["unipc"] == [0.88, 0.56, 0.58, 0.61, 0.63]
     assert len([line for line in distance.get_lines() if not str(line.get_label()).startswith("_")]) == 5
     with Image.open(ROOT / "docs" / "samplers.png") as image:

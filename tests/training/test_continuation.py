@@ -49,7 +49,11 @@ def test_what_is_found(converted: Path):
 REFUSED: dict[str, tuple[str, list[str], str]] = {
     "average": ("snapshot-00000004096-0.100.safetensors", [], "is not the raw weights of a training"),
     "lengths": (WEIGHTS, ["ema.sigma_rels=[0.05,0.15]"], "-0.150.safetensors: no such snapshot"),
-    "batch": (WEIGHTS, ["global_batch_size=48"], "at 4096 images, which are no whole number of steps of 48"),
+    "batch": (
+        WEIGHTS,
+        ["global_batch_size=48", "logging.interval=8ba"],
+        "at 4096 images, which are no whole number of steps of 48",
+    ),
 }
 
 

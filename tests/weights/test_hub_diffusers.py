@@ -41,6 +41,7 @@ from pathlib import Path
 from diffusers import AutoModel, DiffusionPipeline
 from safetensors.torch import save_file
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", message="'mode' parameter")  # of Pillow, which diffusers still uses
 found = {}
 for name in sys.argv[1:]:
     x = torch.randn(4, int(name.split("-")[1]), 8, 8, generator=torch.Generator().manual_seed(0))
@@ -55,7 +56,7 @@ for name in sys.argv[1:]:
     options = dict(class_labels=classes, num_inference_steps=6, latents=x, output_type="latent")
     found[f"{name}/sample"] = pipe(**options).images
     found[f"{name}/guided"] = pipe(**options, guidance_scale=1.7, guide=unet if classes is None else None).images
-    if "-1" in name:
+    if name == "usual-1":
         drawn = pipe(class_labels=5, num_images=2, num_inference_steps=2, generator=torch.manual_seed(0)).images
         found[f"{name}/picture"] = torch.tensor([(*image.size, len(image.getbands())) for image in drawn])
 save_file(found, "out.safetensors")
@@ -134,9 +135,10 @@ def test_three_loaders_draw_the_same_sample(name: str, folder: Path, found: dict
     def sample(denoise: Denoise) -> torch.Tensor:
         return heun(denoise, noise, sigma_steps(6))
 
-    assert relative_error(found[f"{name}/sample"], sample(own)) <= 1e-6
-    assert relative_error(sample(others), sample(own)) <= 1e-6
-    assert relative_error(found[f"{name}/guided"], sample(guided(own, weaker, 1.7))) <= 1e-6
+    # 11 evaluations add up their rounding: of one they are within 1e-6, as above.
+    assert relative_error(found[f"{name}/sample"], sample(own)) <= 5e-6
+    assert relative_error(sample(others), sample(own)) <= 5e-6
+    assert relative_error(found[f"{name}/guided"], sample(guided(own, weaker, 1.7))) <= 5e-6
     assert sample(own).std() > 0.05
 
 
