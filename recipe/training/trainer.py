@@ -40,12 +40,7 @@ def build_trainer(start: Start, device: Device, ownership: Ownership | None) -> 
         folder.empty_scratch()
     loader = training_loader(config, start.data, config.global_batch_size // dist.get_world_size())
     model, parallelism = build_model(config, device)
-    restore: Callback | None = restore_from(folder, start.checkpoint, start.epoch)
-    if restore is None and config.init is not None:
-        if config.init.whole:
-            restore = Continue(config, start.data.facts, start.epoch)
-        else:
-            load_initial_weights(model, config, start.data.facts)
+    restore = beginning(start, folder, model)
     stop = GracefulStop(folder.uploads, ownership, loader.waited)
     trainer = Trainer(
         model=model,
@@ -74,6 +69,18 @@ def build_trainer(start: Start, device: Device, ownership: Ownership | None) -> 
     if dist.get_local_rank() == 0 and start.checkpoint is not None:
         folder.forget(f"checkpoints/{start.checkpoint.name}")
     return trainer, folder, stop
+
+
+def beginning(start: Start, folder: RunFolder, model: DiffusionModel) -> Callback | None:
+    """What puts a checkpoint of the run, or a training elsewhere, into the Trainer; weights to start from go in now."""
+    config, facts = start.config, start.data.facts
+    restore = restore_from(folder, start.checkpoint, start.epoch)
+    if restore is not None or config.init is None:
+        return restore
+    if config.init.whole:
+        return Continue(config, facts, start.epoch)
+    load_initial_weights(model, config, facts)
+    return None
 
 
 def algorithms(start: Start) -> list[Algorithm]:
