@@ -103,7 +103,7 @@ def card_text(net: Precond, info: SnapshotInfo) -> str:
         f"| | |\n|---|---|\n{table}\n\n{terms}\n\n## Loading\n\n"
         f"With torch and safetensors alone: `from load_edm2 import EDM2; EDM2('.')(x, sigma, labels)` denoises\n"
         f"`x` [N, {net.img_channels}, {net.img_resolution}, {net.img_resolution}] of noise levels `sigma` [N]. "
-        f"With the recipe that made it: `python recipe/sample.py {MODEL}`. By diffusers (0.35 or newer):\n\n"
+        f"With the recipe that made it: `python recipe/sample.py {MODEL}`.\n\nBy diffusers (tested: 0.39, 0.42):\n\n"
         f"    from diffusers import AutoModel, DiffusionPipeline\n\n"
         f'    pipe = DiffusionPipeline.from_pretrained(".", trust_remote_code=True)\n'
         f"    pipe(class_labels=[0], generator=torch.manual_seed(0)).images[0]\n"

@@ -4,6 +4,7 @@ import itertools
 import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from helpers.small_snapshots import small_network
 from recipe.edm2.images import to_pixels
 from recipe.edm2.samplers.generate import SamplerSettings, generate
-from recipe.sampling.distributed import Drawer, Wanted, calls, draw, rows_of, share
+from recipe.sampling.distributed import Call, Drawer, Wanted, calls, draw, rows_of, share
 
 ROWS = rows_of(torch.device("cpu"))
 SEEDS = [0, 1, 2, 5, 8, 13, 16, 24, 1000, 2**62]
@@ -165,3 +166,32 @@ def test_what_is_being_written_is_waited_for(several_threads: None):
     told.set()
     threading.Event().wait(1)
     assert kept == [False] * ROWS
+
+
+def test_what_is_being_drawn_is_not_written(several_threads: None, monkeypatch: pytest.MonkeyPatch):
+    """A call fails while another one is being drawn, and that one is ready before its thread is told to end."""
+    ending, kept = threading.Event(), []
+
+    class SlowToEnd(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            ending.set()
+            threading.Event().wait(0.5)
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    class SecondWaits(Drawer):
+        def __call__(self, call: Call) -> Tensor:
+            images = super().__call__(call)
+            assert min(each.seed for each in call.values()) < ROWS or ending.wait(20)
+            return images
+
+    def keep(each: Wanted, image: Tensor) -> None:
+        if each.seed < ROWS:
+            raise OSError("the disk is full")
+        kept.append(each.seed)
+
+    monkeypatch.setattr("recipe.sampling.distributed.ThreadPoolExecutor", SlowToEnd)
+    drawer = SecondWaits(small_network(0), SamplerSettings(num_steps=1))
+    with pytest.raises(OSError, match="the disk is full"):
+        list(draw(drawer, [Wanted(seed, 0) for seed in range(2 * ROWS)], keep, 2 * ROWS))
+    threading.Event().wait(0.5)
+    assert kept == []

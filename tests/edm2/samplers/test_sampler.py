@@ -10,10 +10,11 @@ from torch import Tensor
 
 from recipe.edm2 import rng
 from recipe.edm2.networks.precond import Precond
-from recipe.edm2.samplers.generate import SAMPLERS, SamplerSettings, generate, generate_batches
+from recipe.edm2.samplers.generate import SAMPLERS, SamplerSettings, denoiser, generate, generate_batches
 from recipe.edm2.samplers.guidance import guided
 from recipe.edm2.samplers.heun import heun
 from recipe.edm2.samplers.names import Name
+from recipe.edm2.samplers.restart import restart
 from recipe.edm2.samplers.schedule import sigma_steps
 
 STD = 0.5
@@ -272,3 +273,14 @@ def test_state_of_double_precision(net: Precond, sampler: Name):
     assert single.dtype == double.dtype == torch.float32
     torch.testing.assert_close(single, double, rtol=0, atol=1e-3)
     assert not torch.equal(single, double)
+
+
+def test_the_ways_down_of_restart_are_spaced_as_the_levels(net: Precond):
+    seeds, labels = torch.tensor([1]), torch.tensor([1])
+    settings = SamplerSettings(5, rho=3.0, sampler="restart", S_noise=0)
+    noise = rng.normal(seeds, rng.SAMPLE_NOISE, 0, torch.zeros_like(seeds), (1, 8, 8))
+    own, other = (
+        restart(denoiser(net, labels, settings), noise, settings.levels, S_noise=0, rho=rho) for rho in (3.0, 7.0)
+    )
+    found = generate(net, seeds, labels, settings)
+    assert torch.equal(found, own) and not torch.allclose(found, other, rtol=0, atol=1e-5)
