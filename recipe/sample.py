@@ -66,7 +66,6 @@ def arguments_parser() -> Options:
     add = parser.add_argument
     snapshot = ".safetensors file of a run's snapshots or posthoc folder, local or s3://"
     add("snapshot", type=address("SNAPSHOT"), nargs="?", metavar="SNAPSHOT", help=snapshot)
-    add_preset_options(parser)
     add("--seeds", type=word("--seeds"), default="0-39", metavar="LIST", help="one image each (default 0-39)")
     labels = "classes to go through, by id or name; balanced = all (default), random, or none = unconditional"
     add("--labels", type=word("--labels"), metavar="LIST", help=labels)
@@ -84,9 +83,10 @@ def arguments_parser() -> Options:
     add("--sigma-min", type=real_number("--sigma-min", above=0), default=0.002, help="last noise level (default 0.002)")
     add("--sigma-max", type=real_number("--sigma-max", above=0), default=80.0, help="first noise level (default 80)")
     add("--rho", type=real_number("--rho", above=0), default=7.0, help="spacing of the noise levels (default 7)")
-    add("--guidance", type=real_number("--guidance", least=0), help="1 = none (default)")
+    add("--guidance", type=real_number("--guidance", least=0), default=1.0, help="1 = none (default)")
     add("--guide", type=address("--guide"), metavar="SNAPSHOT", help="network to guide away from")
     add_sampler_options(parser)
+    add_preset_options(parser)
     vae = "of latents: the AutoencoderKL's folder, or OWNER/NAME on the Hugging Face hub"
     add("--vae", type=address("--vae"), metavar="NAME", help=vae)
     batch_size = "images in memory at once, which changes no image (default 64)"

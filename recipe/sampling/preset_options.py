@@ -32,12 +32,13 @@ class _PresetAction(argparse.Action):
 
 
 def add_preset_options(parser: Options) -> None:
-    """--preset and --weights."""
+    """--preset and --weights; to be called after --guidance is there, whose default is then `settle_preset`'s."""
     add = parser.add_argument
     preset = "a published combination of network, guide and guidance, in place of SNAPSHOT; list = print all"
     add("--preset", action=_PresetAction, type=preset_name("--preset"), metavar="NAME", help=preset)
     weights = "of --preset: folder of the snapshots that convert.py made of its files, local or s3://"
     add("--weights", type=address("--weights"), metavar="PLACE", help=weights)
+    parser.set_defaults(guidance=None)  # so that it can be told whether it was given
 
 
 def preset_name(option: str) -> Callable[[str], str]:
