@@ -13,7 +13,7 @@ from recipe.data.facts import LATENTS, PIXELS, DataFacts
 from recipe.edm2.images import to_pixels
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, unwhiten
 from recipe.edm2.networks.precond import Precond
-from recipe.weights.snapshots import SnapshotReader, network_of
+from recipe.weights.snapshots import SnapshotReader, network_from
 
 
 class SampleError(UserError):
@@ -59,7 +59,8 @@ class Sampled:
 def load(path: str, device: torch.device, dtype: torch.dtype) -> Sampled:
     """The network of a snapshot on the device, its activations in `dtype`. Raises SnapshotError."""
     with SnapshotReader(path) as reader:
-        net, info = network_of(reader, dtype).to(device), reader.info
+        info = reader.info
+        net = network_from(info, reader.read_all(), dtype, path).to(device)
         return Sampled(path, net, info.dataset, info.extra.get("label_dropout"), reader.identity)
 
 
