@@ -18,7 +18,6 @@ from torch import Tensor
 class EDM2Pipeline(DiffusionPipeline):
     """Draws images of classes, or without."""
 
-    model_cpu_offload_seq = "unet->vae"
     _optional_components = ["vae"]  # noqa: RUF012, as diffusers has it
 
     def __init__(self, unet, scheduler, vae=None, auto_map: dict | None = None):
@@ -51,7 +50,7 @@ class EDM2Pipeline(DiffusionPipeline):
             latents: unit noise [N, C, H, W] in place of the generator's.
             output_type: pil, np ([N, H, W, C] in [0, 1]), pt ([N, C, H, W] in [0, 1]) or latent (of the denoiser).
         """
-        config, device = self.unet.config, self._execution_device
+        config, device = self.unet.config, self.unet.device
         labels = self._labels(class_labels, num_images if latents is None else len(latents), device)
         if latents is None:
             shape = (len(labels), config["img_channels"], config["img_resolution"], config["img_resolution"])
@@ -68,7 +67,6 @@ class EDM2Pipeline(DiffusionPipeline):
                 denoised = torch.lerp(weaker, denoised, guidance_scale)
             x = self.scheduler.step(denoised, sigma, x).prev_sample
         images: Any = x if output_type == "latent" else self._pictures(x, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _labels(self, given: int | Sequence[int] | Tensor | None, count: int, device: torch.device) -> Tensor:
