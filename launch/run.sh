@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Train on all nodes of a Slurm job, or on this machine alone:
+# Train, or run another command of the recipe, on all nodes of a Slurm job, or on this machine alone:
 #
 #   sbatch --nodes=4 --gpus-per-node=8 launch/run.sh CONFIG.yaml [MORE.yaml ...] [key=value ...]
 #   launch/run.sh CONFIG.yaml [MORE.yaml ...] [key=value ...]
+#   sbatch --nodes=4 --gpus-per-node=8 launch/run.sh recipe/sample.py [options of it]
 #
+# The first word may be recipe/train.py (which is meant without it), or another one that runs on many ranks.
 # One launcher per node starts that node's ranks; their number and the address where they meet come from Slurm.
 # The job is requeued by itself after preemption, the time limit, `scontrol requeue` and the death of a node (docs/cluster.md).
 # Exit status: 0 done, 2 a mistake of the user, 75 stopped and saved (under Slurm: requeued), else a failure.
@@ -21,7 +23,7 @@
 #SBATCH --signal=USR1@300
 set -euo pipefail
 
-SAVED=75 MISTAKE=2   # exit statuses of recipe/train.py
+SAVED=75 MISTAKE=2   # exit statuses of the recipe's commands
 WAIT=40              # seconds that other nodes get to end after one did; the launcher's own clean-up takes up to 30
 
 say() { echo "run.sh: $*" >&2; }
@@ -71,7 +73,7 @@ check_allocation() {
 }
 
 # Refuse whatever can be found wrong without GPU, network and process group. With an image this machine may have no
-# Python environment: then train.py checks the configuration inside it.
+# Python environment: then train.py checks the configuration inside it. Other commands check their options themselves.
 check_config() {
   if [ -n "${CONTAINER:-}" ]; then
     case ${CONTAINER_RUNTIME:-} in
@@ -81,10 +83,11 @@ check_config() {
         "fix: sbatch, or launch/docker_run.sh" ;;
       *) refuse "CONTAINER_RUNTIME = '${CONTAINER_RUNTIME:-}': must be pyxis or apptainer; fix: set it with CONTAINER" ;;
     esac
-    [ $# -gt 0 ] || refuse "no configuration; fix: name one, for example yamls/edm2.yaml"
+    [ $# -gt 0 ] || [ "$command" != train.py ] || refuse "no configuration; fix: name one, for example yamls/edm2.yaml"
     return
   fi
   [ -x "$bin/composer" ] || refuse "$bin/composer: no such program; fix: launch/install.sh, or VENV=FOLDER, or CONTAINER"
+  [ "$command" = train.py ] || return 0
   WORLD_SIZE=$((nodes * RANKS_PER_NODE)) "$bin/python" "$root/recipe/config.py" "$@" >/dev/null || exit "$MISTAKE"
 }
 
@@ -110,7 +113,7 @@ build_launcher() {
     launcher+=(--world_size $((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) --node_rank "$SLURM_NODEID")
     launcher+=(--master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
   fi
-  launcher+=(--stdout "$logs/rank{rank}.out" --stderr "$logs/rank{rank}.err" "$recipe/train.py")
+  launcher+=(--stdout "$logs/rank{rank}.out" --stderr "$logs/rank{rank}.err" "$recipe/$command")
   if [ "${CONTAINER_RUNTIME:-}" = apptainer ] && [ -n "${CONTAINER:-}" ]; then
     local gpu=() mounts="$PWD,$logs,${TMPDIR:-/tmp}${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}"
     if [ -e /dev/nvidiactl ]; then gpu=(--nv); fi
@@ -144,6 +147,9 @@ on_node() {
   done
   wait "$child" || status=$?
   kill -KILL -- "-$child" 2>/dev/null || true  # ranks that outlive a killed launcher
+  if [ -n "$stopping" ] && [ "$command" != train.py ] && [ "$status" != 0 ] && [ "$status" != "$MISTAKE" ]; then
+    status=$SAVED  # these have no handler, and need none: what they wrote is whole, and the same command goes on
+  fi
   if [ "${SLURM_NODEID:-0}" != 0 ] && [ "$status" != 0 ] && [ "$status" != "$SAVED" ]; then
     { say "node $SLURM_NODEID ended with status $status; see $logs; its first rank's last words:"
       tail -n 5 "$logs/rank$first.err"; } >&3 2>&3
@@ -164,7 +170,7 @@ on_all_nodes() {
     script=$recipe/../launch/run.sh
   fi
   rm -f -- "$logs"/node*.status
-  srun "${step[@]}" bash "$script" --on-node "$@" &
+  srun "${step[@]}" bash "$script" --on-node "recipe/$command" "$@" &
   child=$!
   trap 'kill -USR1 "$child" 2>/dev/null || true' USR1
   trap : TERM INT  # Slurm sends these to the tasks itself
@@ -218,14 +224,17 @@ in_slurm() {
 }
 
 main() {
-  local nodes=${SLURM_JOB_NUM_NODES:-1} root recipe bin="" logs
+  local nodes=${SLURM_JOB_NUM_NODES:-1} root recipe bin="" logs on_node="" command=train.py
   root=$(find_root)
   recipe=$root/recipe
   bin=${VENV:-$root/.venv}/bin
   if [ -n "${CONTAINER:-}" ]; then recipe=${CONTAINER_ROOT:-/opt/edm2}/recipe bin=""; fi
   logs=$(realpath -m -- "${LOG_FOLDER:-logs}/${SLURM_JOB_ID:-$(date +%Y%m%d-%H%M%S)}")
-  if [ "${1:-}" = --on-node ]; then
-    shift
+  if [ "${1:-}" = --on-node ]; then on_node=yes; shift; fi
+  if [[ ${1:-} =~ (^|/)recipe/([a-z_]+\.py)$ ]]; then command=${BASH_REMATCH[2]}; shift; fi
+  [[ $command =~ ^(train|sample|evaluate|prepare)\.py$ ]] || refuse "recipe/$command: does not run on many ranks;" \
+    "fix: start it by itself, as python recipe/$command"
+  if [ -n "$on_node" ]; then
     TMPDIR=$(private_tmp)
     export TMPDIR
     local status=0

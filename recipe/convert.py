@@ -28,9 +28,10 @@ from recipe.command_options import OptionError, Options, address, check_folder, 
 from recipe.configuration.spans import images_in
 from recipe.data.facts import DataFacts
 from recipe.edm2.ema import SIGMA_REL_LIMIT
-from recipe.storage.addresses import is_remote, split_address
+from recipe.storage.addresses import is_remote, is_taken, split_address
 from recipe.storage.fetching import fetch_files
-from recipe.weights.hub import HUB_FILES, MODEL, hub_texts
+from recipe.weights.hub import HUB_FILES, MODEL, UNET, hub_texts
+from recipe.weights.moments import STEP, moments_name, moments_tensors, weights_name
 from recipe.weights.official import KIND, read_official, time_and_length
 from recipe.weights.official_training import read_training_state
 from recipe.weights.snapshots import SnapshotInfo, SnapshotReader, load_network, save_snapshot, snapshot_name
@@ -107,12 +108,7 @@ def check_out(out: str, kind: str, hub: bool) -> None:
 
 def check_free(target: str) -> None:
     """Raises ConvertError if something is at `target`."""
-    if is_remote(target):
-        place, name = split_address(target)
-        there = place.size(name) is not None
-    else:
-        there = Path(target).exists() or Path(target).is_symlink()
-    if there:
+    if is_taken(target):
         raise ConvertError(f"--out {target}: is there already, and is not replaced; name another place")
 
 
@@ -167,7 +163,7 @@ def convert_official(arguments: argparse.Namespace) -> list[str]:
 
 
 def convert_training(arguments: argparse.Namespace) -> list[str]:
-    """A training state -> its raw weights and averages as snapshots; returns their addresses."""
+    """A training state -> its raw weights, averages and moments; returns their addresses."""
     network, facts = None, DataFacts()
     if arguments.network is not None:
         with local_copy(arguments.network) as path:
@@ -176,13 +172,17 @@ def convert_training(arguments: argparse.Namespace) -> list[str]:
     with local_copy(arguments.source) as path:
         state = read_training_state(path, network)
     folder, extra = arguments.out.rstrip("/"), {"converted_from": PurePosixPath(arguments.source).name}
-    found = {f"weights-{state.nimg:011d}.safetensors": (0.0, state.weights)}
+    found, steps = {weights_name(state.nimg): (0.0, state.weights)}, {}
     for sigma_rel, tensors in state.averages.items():
         found[snapshot_name(state.nimg, sigma_rel)] = sigma_rel, tensors
+    if state.moments is not None:
+        found[moments_name(state.nimg)] = 0.0, moments_tensors(state.moments)
+        steps = {STEP: state.moments.step}
     for name in found:
         check_free(f"{folder}/{name}")
     for name, (sigma_rel, tensors) in found.items():
-        info = SnapshotInfo(state.network, state.nimg, sigma_rel, facts, extra, KIND)
+        more = steps if name == moments_name(state.nimg) else {}
+        info = SnapshotInfo(state.network, state.nimg, sigma_rel, facts, {**extra, **more}, KIND)
         store(f"{folder}/{name}", lambda path, tensors=tensors, info=info: save_snapshot(path, tensors, info))
     return [f"{folder}/{name}" for name in found]
 
@@ -207,7 +207,8 @@ def write_hub(source: str, folder: str) -> list[str]:
     net, info = load_network(source)
     with SnapshotReader(source) as reader:
         tensors = reader.read_all()
-    store(f"{folder}/{MODEL}", lambda path: save_snapshot(path, tensors, info))
+    for name in (MODEL, UNET):
+        store(f"{folder}/{name}", lambda path: save_snapshot(path, tensors, info))
     for name, text in hub_texts(net, info).items():
         store(f"{folder}/{name}", lambda path, text=text: path.write_text(text, encoding="utf-8"))
     return [f"{folder}/{name}" for name in HUB_FILES]

@@ -2,13 +2,14 @@
 
     python recipe/sample.py SNAPSHOT --seeds 0-39 [--labels 0-9] --out DIR [--grid grid.png]
     composer -n 8 recipe/sample.py s3://bucket/run/posthoc/FILE --seeds 0-49999 --out s3://bucket/samples.npz
+    python recipe/sample.py --preset edm2-img512-s-guid-fid --weights published --vae VAE --out DIR
 
 The bytes of a picture depend on its seed and label, the snapshot and the settings of the sampler alone: not on the
 number of ranks, the batch size or the other seeds. The same command goes on where it was interrupted, and draws what is
 missing. --out is a folder (SEED.png) or, by its ending, a .zip, .tar or .npz. More: docs/sampling-at-scale.md.
 Guidance: --guidance 2 --guide WEAKER_SNAPSHOT (autoguidance: less trained or smaller), or without --guide against the
 same network without labels (classifier-free; wants label dropout in training). --sampler and its options, and
---guidance-interval: docs/sampling.md.
+--guidance-interval: docs/sampling.md. --preset list prints the published combinations.
 A network that was trained on latents needs --vae, the autoencoder that they were encoded with.
 """
 
@@ -39,9 +40,9 @@ from recipe.ranks import find_ranks
 from recipe.sampling.drawing_options import add_drawing_options, check_drawing, load_drawing
 from recipe.sampling.job import GRID_MOST, Grid, Job, is_archive
 from recipe.sampling.outputs import picture_name
-from recipe.sampling.pictures import check_grid
+from recipe.sampling.preset_options import add_preset_options, say_differences, settle_preset
 from recipe.storage.addresses import is_remote, open_place
-from recipe.storage.own_pictures import FORMATS
+from recipe.storage.own_pictures import FORMATS, check_free
 
 
 def arguments_parser() -> Options:
@@ -57,18 +58,24 @@ def arguments_parser() -> Options:
     add("--columns", type=whole_number("--columns"), metavar="N", help=columns)
     zoom = "enlarge the grid's pixels, for small images (default 1)"
     add("--zoom", type=whole_number("--zoom", most=64), metavar="N", help=zoom)
-    add_drawing_options(parser)
+    add_drawing_options(parser, needs_snapshot=False)
+    add_preset_options(parser)
     overwrite = "replace what is at --out and --grid and not sample.py's own, or drawn by other settings"
     add("--overwrite", action="store_true", help=overwrite)
     return parser
 
 
 def check(arguments: argparse.Namespace) -> list[int]:
-    """What can be said against the options before a file is read; returns the seeds. Raises ValueError."""
+    """What can be said against the options before a file is read, a preset filled in; returns the seeds.
+
+    Raises:
+        ValueError: what is wrong with them.
+    """
     try:
         seeds = parse_integers(arguments.seeds)
     except ValueError as error:
         raise OptionError(f"--seeds: {error}") from None
+    settle_preset(arguments)
     if len(set(seeds)) < len(seeds):
         raise OptionError(f"--seeds {arguments.seeds}: names a seed twice, whose picture would be the same")
     if arguments.grid is None:
@@ -104,13 +111,15 @@ def check_grid_place(arguments: argparse.Namespace, seeds: list[int]) -> None:
     pictures = {out / picture_name(seed, arguments.subdirs) for seed in seeds}
     if Path(grid).absolute() in pictures:
         raise OptionError(f"--grid {grid}: is the place of one of the images; give it another name")
-    check_grid(grid, arguments.overwrite)
+    check_free(grid, arguments.overwrite)
 
 
 def sample(arguments: argparse.Namespace) -> None:
     """Draw and write what the options ask for. Raises ValueError, OSError."""
     seeds = check(arguments)
     settings = check_drawing(arguments)
+    if arguments.preset is not None:
+        say_differences(arguments.preset, settings)
     ranks = find_ranks()
     drawing = load_drawing(arguments, settings, seeds)
     job = Job(

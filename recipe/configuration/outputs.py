@@ -1,5 +1,6 @@
 """The part of the schema about what a run writes beside its averages: checkpoints, grids of samples, metrics."""
 
+import math
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from recipe.configuration.values import (
     Restarts,
     SigmaRels,
 )
-from recipe.edm2.samplers.names import RESTART, Name
+from recipe.edm2.samplers.names import RESTART, Name, SolverType
 
 if TYPE_CHECKING:
     from recipe.edm2.samplers.generate import SamplerSettings
@@ -37,13 +38,19 @@ class Samples(Section):
     sigma_max: float = key(80.0, FREE, "first noise level", gt=0)
     rho: float = key(7.0, FREE, "spacing of the noise levels; larger = more of them are low", gt=0)
     churn: float = key(0.0, FREE, "of heun: S_churn, noise added over the whole way; 0 = deterministic", ge=0)
+    s_min: float = key(0.0, FREE, "of churn: the lowest noise level with it", ge=0)
+    s_max: float | None = key(None, FREE, "of churn: the highest noise level with it; null = no limit", 50.0, ge=0)
     eta: float = key(1.0, FREE, "of the ancestral and SDE samplers: their noise; 0 = deterministic", ge=0)
     s_noise: float = key(1.0, FREE, "scale of the noise that a sampler adds", ge=0)
+    solver_type: SolverType = key("midpoint", FREE, "of dpmpp_2m_sde: how it integrates the slope; heun = exactly")
     order: int = key(2, FREE, "of unipc: order of its predictor, 1 to 3", ge=1, le=3)
     restart: Restarts = key(
         [list(interval) for interval in RESTART],
         FREE,
         "of restart: [N, K, t_min, t_max] each: noise levels, times, lowest and highest level",
+    )
+    state_dtype: Literal["float32", "float64"] = key(
+        "float32", FREE, "precision of the noisy image between evaluations of the network"
     )
     guidance: float = key(
         1.0, FREE, "classifier-free guidance, for networks trained with label_dropout; 1 = none", ge=0
@@ -73,14 +80,18 @@ class Samples(Section):
             self.sigma_max,
             self.rho,
             self.churn,
+            self.s_min,
+            math.inf if self.s_max is None else self.s_max,
             S_noise=self.s_noise,
             guidance=self.guidance,
             interval=EVERYWHERE if lo_hi is None else Interval(*lo_hi),
             in_one_batch=False,  # training has the memory: a grid must not need twice as much as batch_size says
             sampler=self.sampler,
             eta=self.eta,
+            solver_type=self.solver_type,
             order=self.order,
             restart=self.restart,
+            state_dtype=self.state_dtype,
         )
 
 

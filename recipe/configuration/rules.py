@@ -17,8 +17,12 @@ from recipe.edm2.samplers.names import OPTIONS, takers
 if TYPE_CHECKING:
     from recipe.edm2.samplers.generate import SamplerSettings
 
-SAMPLER_KEYS = {"churn": "S_churn", "eta": "eta", "s_noise": "S_noise", "order": "order", "restart": "restart"}
+SAMPLER_KEYS = {
+    "churn": "S_churn", "s_min": "S_min", "s_max": "S_max", "eta": "eta", "s_noise": "S_noise",
+    "solver_type": "solver_type", "order": "order", "restart": "restart",
+}  # fmt: skip
 """Keys of samples that some samplers take, and what these call them."""
+CHURN_KEYS = ("s_min", "s_max")
 
 
 def broken_rules(config: Config) -> Iterator[Problem]:
@@ -183,6 +187,9 @@ def _sampler(samples: Samples) -> Iterator[Problem]:
             rule = f"does nothing with samples.sampler {samples.sampler}"
             fix = f"leave it out, or set samples.sampler to {' or '.join(takers(option))}"
             yield Problem(f"samples.{name}", str(value), rule, fix)
+        elif value != default and name in CHURN_KEYS and samples.churn == 0:
+            fix = "leave it out, or set for example samples.churn=40"
+            yield Problem(f"samples.{name}", str(value), "is of samples.churn, which is 0", fix)
     if samples.sigma_min >= samples.sigma_max:
         fix = "the paper has 0.002 and 80"
         yield Problem("samples.sigma_min", f"{samples.sigma_min:g}", "must be below samples.sigma_max", fix)

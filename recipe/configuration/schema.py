@@ -196,13 +196,18 @@ class FSDP(Section):
 
 
 class Init(Section):
-    """Weights to start from, for fine-tuning: only weights, at images seen = 0."""
+    """Weights to start from: for fine-tuning, only weights, at images seen = 0; or a whole training to go on with."""
 
     path: Address = key(
         ...,
         FREE,
         "a snapshot (.safetensors) or a run's folder, local or s3://, whose newest checkpoint counts",
         "runs/edm2",
+    )
+    whole: bool = key(
+        False,
+        FREE,
+        "go on with a training that convert.py read: averages, Adam, clock too; path = its weights",
     )
 
 

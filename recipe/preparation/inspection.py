@@ -38,7 +38,7 @@ def inspect(address: str, sheet: Path | None, vae: str | None = None, overwrite:
     shards = MdsShards(open_place(address))
     facts = facts_at(shards.place)
     path = sheet or Path(f"{os.path.basename(os.path.abspath(address))}-contact-sheet.png")
-    check_free([path], overwrite)
+    check_free(path, overwrite)
     lines = table(facts, shards)
     columns = [name for name, _ in _columns(shards)]
     if vae is not None and "mean" not in columns:

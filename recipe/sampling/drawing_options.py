@@ -40,11 +40,16 @@ class Drawing:
     resolution: int
 
 
-def add_drawing_options(parser: Options) -> None:
-    """SNAPSHOT and the options that decide what an image of a seed is, and where it is computed."""
+def add_drawing_options(parser: Options, needs_snapshot: bool = True) -> None:
+    """SNAPSHOT and the options that decide what an image of a seed is, and where it is computed.
+
+    Args:
+        needs_snapshot: False = SNAPSHOT may be left out, since something else can name it.
+    """
     add = parser.add_argument
     snapshot = ".safetensors file of a run's snapshots or posthoc folder, local or s3://"
-    add("snapshot", type=address("SNAPSHOT"), help=snapshot)
+    nargs = None if needs_snapshot else "?"
+    add("snapshot", type=address("SNAPSHOT"), nargs=nargs, metavar="SNAPSHOT", help=snapshot)
     labels = "classes to go through, by id or name; balanced = all (default), random, or none = unconditional"
     add("--labels", type=word("--labels"), metavar="LIST", help=labels)
     steps = "noise levels of the sampler (default 32)"

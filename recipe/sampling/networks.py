@@ -12,7 +12,7 @@ from recipe.data.facts import LATENTS, PIXELS, DataFacts
 from recipe.edm2.images import to_pixels
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, unwhiten
 from recipe.edm2.networks.precond import Precond
-from recipe.weights.snapshots import load_network, snapshot_identity
+from recipe.weights.snapshots import SnapshotReader, network_from
 
 
 class SampleError(UserError):
@@ -57,9 +57,10 @@ class Sampled:
 
 def load(path: str, device: torch.device, dtype: torch.dtype) -> Sampled:
     """The network of a snapshot on the device, its activations in `dtype`. Raises SnapshotError."""
-    net, info = load_network(path, dtype)
-    dropout = info.extra.get("label_dropout")
-    return Sampled(path, net.to(device), info.dataset, dropout, snapshot_identity(path))
+    with SnapshotReader(path) as reader:
+        info = reader.info
+        net = network_from(info, reader.read_all(), dtype, path).to(device)
+        return Sampled(path, net, info.dataset, info.extra.get("label_dropout"), reader.identity)
 
 
 def check_guidance(sampled: Sampled, guidance: float, labels: Sequence[int]) -> None:

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 import numpy as np
 import torch
@@ -10,8 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from recipe.edm2.images import image_grid
-from recipe.storage.addresses import split_address
-from recipe.storage.own_pictures import encoded, not_own, notes_at
+from recipe.storage.own_pictures import save_picture
 
 
 def as_image(pixels: Tensor, zoom: int = 1) -> Image.Image:
@@ -27,20 +25,7 @@ def as_pixels(png: bytes) -> Tensor:
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
-def check_grid(address: str, overwrite: bool) -> None:
-    """See that a grid may be written there.
-
-    Raises:
-        StorageError: a file that is not our own, and `overwrite` is false; a place that cannot be read.
-    """
-    place, name = split_address(address)
-    size = place.size(name)
-    if size is not None and not overwrite and notes_at(place, name, size) is None:
-        raise not_own(address)
-
-
 def write_grid(pngs: Sequence[bytes], address: str, columns: int, zoom: int) -> None:
     """Write pictures as one, local or in object storage, in the format of its suffix, whole or not at all."""
-    place, name = split_address(address)
     sheet = image_grid(torch.stack([as_pixels(png) for png in pngs]), columns)
-    place.write(name, encoded(as_image(sheet, zoom), PurePosixPath(name).suffix))
+    save_picture(as_image(sheet, zoom), address)

@@ -35,6 +35,18 @@ def open_place(address: str | Path) -> Place:
     return S3Place(match["bucket"], match["prefix"].strip("/"))
 
 
+def is_taken(address: str | Path) -> bool:
+    """Whether something is there: an object, or on this machine a file, a folder or a link, also to nowhere.
+
+    Raises:
+        StorageError: as split_address, or a place that cannot be read.
+    """
+    if is_remote(address):
+        place, name = split_address(address)
+        return place.size(name) is not None
+    return Path(address).exists() or Path(address).is_symlink()
+
+
 def split_address(address: str | Path) -> tuple[Place, str]:
     """The place of a file's folder, and the file's name in it.
 

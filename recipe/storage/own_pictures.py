@@ -1,14 +1,13 @@
 """Pictures that the commands write for people, and know again: no other file is lost where they go."""
 
 import io
-import os
-import secrets
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from recipe.storage.addresses import is_taken, split_address
 from recipe.storage.places import Place, StorageError
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -17,7 +16,7 @@ HEAD = 1024  # bytes of a PNG, within which all our notes are
 
 
 def encoded(image: Image.Image, suffix: str, notes: Mapping[str, str] | None = None) -> bytes:
-    """A picture as a file of the kind that the suffix names; a PNG gets the note by which `is_own` knows it.
+    """A picture as a file of the kind that the suffix names; a PNG gets the note by which `own_notes` knows it.
 
     Args:
         image: the picture.
@@ -33,14 +32,10 @@ def encoded(image: Image.Image, suffix: str, notes: Mapping[str, str] | None = N
     return buffer.getvalue()
 
 
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all, in the format of its suffix."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
-    try:
-        temporary.write_bytes(encoded(image, path.suffix))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def save_picture(image: Image.Image, address: str | Path) -> None:
+    """Write a picture, local or in object storage, whole or not at all, in the format of its suffix."""
+    place, name = split_address(address)
+    place.write(name, encoded(image, PurePosixPath(name).suffix))
 
 
 def own_notes(head: bytes) -> dict[str, str] | None:
@@ -58,22 +53,18 @@ def notes_at(place: Place, name: str, size: int) -> dict[str, str] | None:
     return own_notes(place.read(name, 0, min(size, HEAD)))
 
 
-def is_own(path: Path) -> bool:
-    """Whether a file is a PNG that this project wrote."""
-    try:
-        with open(path, "rb") as file:
-            return own_notes(file.read(HEAD)) is not None
-    except OSError:
-        return False
+def check_free(address: str | Path, overwrite: bool) -> None:
+    """See that a picture may be written there, local or in object storage.
 
-
-def check_free(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raises StorageError for the first place of a folder or, unless `overwrite`, of a file that is not our own."""
-    for path in paths:
-        if path.is_dir():
-            raise StorageError(f"{path}: is a folder, where a picture is to go; name another place")
-        if path.exists() and not overwrite and not is_own(path):
-            raise not_own(str(path))
+    Raises:
+        StorageError: a folder; unless `overwrite`, a file that is not a PNG of our own; a place that cannot be read.
+    """
+    place, name = split_address(address)
+    size = place.size(name)
+    if size is None and is_taken(address):
+        raise StorageError(f"{address}: is no file, and a picture is to go there; name another place")
+    if size is not None and not overwrite and notes_at(place, name, size) is None:
+        raise not_own(str(address))
 
 
 def not_own(where: str) -> StorageError:

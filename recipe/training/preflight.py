@@ -21,6 +21,7 @@ from recipe.planning.sizes import checkpoint_bytes, snapshot_bytes
 from recipe.storage.addresses import open_place
 from recipe.storage.ownership import Ownership
 from recipe.storage.places import Place
+from recipe.training.continuation import find_continuation
 from recipe.training.folder import PROGRESS, check_scratch, local_folder
 from recipe.training.origin import origin_of, refuse_snapshots
 from recipe.weights.checkpoints import Checkpoint, clean_up, list_checkpoints, newest_whole
@@ -94,6 +95,8 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
     ownership = Ownership(place)
     try:
         checkpoint = find_checkpoint(place, config.autoresume)
+        if checkpoint is None and config.init is not None and config.init.whole:
+            find_continuation(config)
         origin = origin_of(config, data, place, checkpoint is not None, changed)
         text = f"{HEADER} {importlib.metadata.version('edm2-recipe')}\n{to_yaml(config)}"
         place.write(CONFIG, text.encode())

@@ -21,6 +21,7 @@ from recipe.storage.ownership import Ownership
 from recipe.training.algorithms import training_algorithms
 from recipe.training.callbacks import EMASnapshots, SampleGrid, grid_pictures
 from recipe.training.checkpointing import Checkpoints, FileUploads, restore_from
+from recipe.training.continuation import Continue
 from recipe.training.curves import Curves
 from recipe.training.folder import RunFolder, local_folder
 from recipe.training.initial_weights import load_initial_weights
@@ -40,9 +41,7 @@ def build_trainer(start: Start, device: Device, ownership: Ownership | None) -> 
         folder.empty_scratch()
     loader = training_loader(config, start.data, config.global_batch_size // dist.get_world_size())
     model, parallelism = build_model(config, device)
-    restore = restore_from(folder, start.checkpoint, start.epoch)
-    if restore is None and config.init is not None:
-        load_initial_weights(model, config, start.data.facts)
+    restore = beginning(start, folder, model)
     stop = GracefulStop(folder.uploads, ownership, loader.waited)
     trainer = Trainer(
         model=model,
@@ -71,6 +70,18 @@ def build_trainer(start: Start, device: Device, ownership: Ownership | None) -> 
     if dist.get_local_rank() == 0 and start.checkpoint is not None:
         folder.forget(f"checkpoints/{start.checkpoint.name}")
     return trainer, folder, stop
+
+
+def beginning(start: Start, folder: RunFolder, model: DiffusionModel) -> Callback | None:
+    """What puts a checkpoint of the run, or a training elsewhere, into the Trainer; weights to start from go in now."""
+    config, facts = start.config, start.data.facts
+    restore = restore_from(folder, start.checkpoint, start.epoch)
+    if restore is not None or config.init is None:
+        return restore
+    if config.init.whole:
+        return Continue(config, facts, start.epoch)
+    load_initial_weights(model, config, facts)
+    return None
 
 
 def algorithms(start: Start) -> list[Algorithm]:

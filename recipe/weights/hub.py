@@ -1,23 +1,55 @@
 """A network as a folder that others can load: `config.json`, `model.safetensors`, a loader and a model card.
 
 `model.safetensors` is a snapshot of this recipe, with gains of shape [1]. `config.json` says all that its tensors do
-not, so that `load_edm2.py` in the folder needs nothing of this recipe.
+not, so that `load_edm2.py` in the folder needs nothing of this recipe. For diffusers there are `model_index.json` and
+what it names; `unet/` has the same weights again, as diffusers looks for them there (the Hub stores equal files once).
 """
 
 import json
 from pathlib import Path
 
+from recipe.data.facts import LATENTS
 from recipe.edm2.networks.precond import Precond
 from recipe.weights.snapshots import SnapshotInfo
 
-MODEL, CONFIG, CARD, LOADER = HUB_FILES = ("model.safetensors", "config.json", "README.md", "load_edm2.py")
+MODEL, CONFIG, CARD, LOADER = ("model.safetensors", "config.json", "README.md", "load_edm2.py")
+UNET = "unet/diffusion_pytorch_model.safetensors"  # equal to MODEL
+INDEX, UNET_CONFIG, SCHEDULER = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
+CODE = {
+    LOADER: "hub_loader.py",
+    "unet/edm2_model.py": "hub_model.py",
+    "scheduler/edm2_scheduler.py": "hub_scheduler.py",
+    "pipeline_edm2.py": "hub_pipeline.py",
+}
+"""Files of the folder that are copies of files beside this one."""
+HUB_FILES = (MODEL, UNET, CONFIG, CARD, INDEX, UNET_CONFIG, SCHEDULER, *CODE)
+DIFFUSERS = "0.39.0"  # the version that the folder was tested with
+AUTO_MAP = {"AutoModel": "edm2_model.EDM2Model"}
+TRAINING_ALONE = ("logvar_channels", "augment_dim")  # arguments of parts that diffusers' model has not
 OFFICIAL_LICENCE = "cc-by-nc-sa-4.0"  # of the published weights, and so of what is converted from them
 
 
 def hub_texts(net: Precond, info: SnapshotInfo) -> dict[str, str]:
     """The files of the folder beside the tensors: name -> text."""
-    loader = Path(__file__).with_name("hub_loader.py").read_text(encoding="utf-8")
-    return {CONFIG: config_text(net, info), CARD: card_text(net, info), LOADER: loader}
+    found = {name: Path(__file__).with_name(own).read_text(encoding="utf-8") for name, own in CODE.items()}
+    return {**found, **diffusers_texts(info), CONFIG: config_text(net, info), CARD: card_text(net, info)}
+
+
+def diffusers_texts(info: SnapshotInfo) -> dict[str, str]:
+    """The configuration of the pipeline and its parts."""
+    facts = info.dataset
+    whitening = facts.of_kind(LATENTS, "the snapshot").latent_whitening if facts.kind == LATENTS else None
+    version: dict[str, object] = {"_diffusers_version": DIFFUSERS}
+    unet = {"_class_name": "EDM2Model", **version, "auto_map": AUTO_MAP}
+    unet |= {name: value for name, value in info.network.items() if name not in TRAINING_ALONE}
+    if whitening is not None:
+        unet |= {"latent_mean": list(whitening.mean), "latent_std": list(whitening.std)}
+    index = {"_class_name": ["pipeline_edm2", "EDM2Pipeline"], **version, "auto_map": AUTO_MAP}
+    index |= {"unet": ["edm2_model", "EDM2Model"], "scheduler": ["edm2_scheduler", "EDM2Scheduler"]}
+    index |= {"vae": [None, None]}
+    scheduler = {"_class_name": "EDM2Scheduler", **version, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    parts = {INDEX: index, UNET_CONFIG: unet, SCHEDULER: scheduler}
+    return {name: json.dumps(part, indent=2) + "\n" for name, part in parts.items()}
 
 
 def config_text(net: Precond, info: SnapshotInfo) -> str:
@@ -71,7 +103,12 @@ def card_text(net: Precond, info: SnapshotInfo) -> str:
         f"| | |\n|---|---|\n{table}\n\n{terms}\n\n## Loading\n\n"
         f"With torch and safetensors alone: `from load_edm2 import EDM2; EDM2('.')(x, sigma, labels)` denoises\n"
         f"`x` [N, {net.img_channels}, {net.img_resolution}, {net.img_resolution}] of noise levels `sigma` [N]. "
-        f"With the recipe that made it: `python recipe/sample.py {MODEL}`.\n"
+        f"With the recipe that made it: `python recipe/sample.py {MODEL}`.\n\nBy diffusers (tested: 0.39, 0.42):\n\n"
+        f"    from diffusers import AutoModel, DiffusionPipeline\n\n"
+        f'    pipe = DiffusionPipeline.from_pretrained(".", trust_remote_code=True)\n'
+        f"    pipe(class_labels=[0], generator=torch.manual_seed(0)).images[0]\n"
+        f'    unet = AutoModel.from_pretrained(".", subfolder="unet", trust_remote_code=True)\n'
+        f"    unet(x, sigma, class_labels).sample  # denoised\n"
     )
 
 

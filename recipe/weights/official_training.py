@@ -1,7 +1,8 @@
 """Training states of the official implementation: `training-state-*.pt`, written by torch.save.
 
 One holds a table with `state` (the clock), `net` (the raw weights), `loss_fn`, the optimizer's state, and `ema`:
-`stds`, the lengths of the averages, and `emas`, their weights. Adam's moments are left: no run here can begin with any.
+`stds`, the lengths of the averages, and `emas`, their weights. The optimizer's state numbers the parameters in their
+order in the network, which is that of the weights' names.
 
 The network's arguments are not in it. They are told from the names and shapes of the weights; those that leave no trace
 there (heads of 64 channels, balances, clipping, sigma_data) are taken to be as the published networks have them.
@@ -18,9 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from recipe.weights.inert_pickles import PickleError, one_line
-from recipe.weights.official import OfficialError, checked_argument, fitted, refusing
+from recipe.weights.moments import Moments
+from recipe.weights.official import KIND, OfficialError, checked_argument, fitted, refusing
 from recipe.weights.official_layout import NAMES, table
 from recipe.weights.pickled_tensors import ArchivedStorages, open_archive, tensor_from
+from recipe.weights.snapshots import buffer_names
 
 _FIRST = re.compile(r"unet\.enc\.(\d{1,5})x\1_conv\.weight")
 _BLOCK = re.compile(r"unet\.enc\.(\d{1,5})x\1_block(\d{1,4})\.conv_res1\.weight")
@@ -36,12 +39,14 @@ class OfficialTraining:
         nimg: images seen.
         weights: raw ones, as `OfficialNetwork.tensors`.
         averages: by sigma_rel.
+        moments: None if the file has none.
     """
 
     network: dict[str, Any]
     nimg: int
     weights: dict[str, Tensor]
     averages: dict[float, dict[str, Tensor]]
+    moments: Moments | None = None
 
 
 def read_training_state(path: Path, network: dict[str, Any] | None = None) -> OfficialTraining:
@@ -92,12 +97,48 @@ def _read(
                 ".pkl of the same run by --network"
             )
     fitting = {length: _tensors(part, storages) for length, part in zip(lengths, averages, strict=True)}
+    own = fitted(raw, network)
+    trained = [name for name in raw if name not in buffer_names(network, KIND)]
     return OfficialTraining(
         network,
         nimg,
-        fitted(raw, network),
+        own,
         {length: fitted(tensors, network) for length, tensors in fitting.items()},
+        _moments(None if top is None else top.get("optimizer"), {name: own[name] for name in trained}, storages),
     )
+
+
+def _moments(part: object, parameters: Mapping[str, Tensor], storages: ArchivedStorages) -> Moments | None:
+    """Adam's state by the names of the parameters, which are in the network's order."""
+    optimizer = table(part) or {}
+    states, groups = table(optimizer.get("state")), optimizer.get("param_groups")
+    if not states:
+        return None
+    group = table(groups[0]) if isinstance(groups, list) and len(groups) == 1 else None
+    if group is None or group.get("params") != list(range(len(parameters))):
+        raise PickleError("an optimizer of other parameters than the network's")
+    steps: set[int] = set()
+    found: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+    for index, (name, parameter) in enumerate(parameters.items()):
+        entry = table(states.get(index)) or {}
+        if entry.keys() != {"step", *found}:
+            raise PickleError(f"an optimizer other than Adam, or no moments of {name}")
+        steps.add(_step(entry["step"], storages))
+        for kind, moments in found.items():
+            tensor = tensor_from(entry[kind], storages, f"{kind} of {name}")
+            if tensor.numel() != parameter.numel() or not bool(tensor.isfinite().all()):
+                raise PickleError(f"{kind} of {name} of another shape, or not finite")
+            moments[name] = tensor.reshape(parameter.shape).float()
+    if len(steps) != 1:
+        raise PickleError("parameters that Adam has updated more or less often than others")
+    return Moments(steps.pop(), **found)
+
+
+def _step(value: object, storages: ArchivedStorages) -> int:
+    step = value if type(value) in (int, float) else tensor_from(value, storages, "Adam's step").item()
+    if not isinstance(step, int | float) or not 0 < step < 2**48 or step != int(step):
+        raise PickleError("a number of updates that cannot be")
+    return int(step)
 
 
 def _tensors(part: object, storages: ArchivedStorages) -> dict[str, Tensor]:

@@ -183,7 +183,7 @@ class SnapshotReader:
         checksum, _, text = metadata[METADATA_KEY].partition(" ")
         if checksum != _sha256(text.encode()):
             raise SnapshotError(f"{self.path}: the checksum of its header does not match; fetch or make it again")
-        self.identity = checksum  # of the header, and so of all that it says and of every tensor
+        self.identity = checksum  # of the header, and so of all that it says and of every tensor; not of the place
         header = {"config": "G", "run": None} | json.loads(text)
         if header["format"] != FORMAT:
             raise SnapshotError(
@@ -252,12 +252,6 @@ def check_finite(path: Path) -> None:
             reader.read(name)
 
 
-def snapshot_identity(path: Path | str) -> str:
-    """What two snapshots have in common if they hold the same: 16 hexadecimal digits. Raises as `SnapshotReader`."""
-    with SnapshotReader(path) as reader:
-        return reader.identity
-
-
 def load_network(path: Path | str, dtype: torch.dtype = torch.float32) -> tuple[Precond, SnapshotInfo]:
     """Rebuild the network of a snapshot in eval mode on the CPU, its weights in float32 and activations in `dtype`.
 
@@ -265,13 +259,21 @@ def load_network(path: Path | str, dtype: torch.dtype = torch.float32) -> tuple[
         SnapshotError: if the file is missing, damaged or not a snapshot.
     """
     with SnapshotReader(path) as reader:
-        tensors = {name: tensor.float() for name, tensor in reader.read_all().items()}
-        try:
-            with torch.device("meta"):
-                net = build_network(reader.info.config, **reader.info.network, dtype=dtype)
-            net.to_empty(device="cpu")
-            net.load_state_dict(tensors)
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise SnapshotError(f"{path}: its tensors do not fit its network ({reason}); make it again") from None
-        return net.eval().requires_grad_(False), reader.info
+        return network_from(reader.info, reader.read_all(), dtype, path), reader.info
+
+
+def network_from(info: SnapshotInfo, tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path | str) -> Precond:
+    """The network of a snapshot's tensors, as `load_network` has it; `path` is what messages call them.
+
+    Raises:
+        SnapshotError: tensors that do not fit the network that `info` describes.
+    """
+    try:
+        with torch.device("meta"):
+            net = build_network(info.config, **info.network, dtype=dtype)
+        net.to_empty(device="cpu")
+        net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise SnapshotError(f"{path}: its tensors do not fit its network ({reason}); make it again") from None
+    return net.eval().requires_grad_(False)

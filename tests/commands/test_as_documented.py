@@ -136,7 +136,7 @@ def test_the_embedded_run(workplace: Workplace, digits: Path):
 # What needs a cluster or a download
 
 MARKED = [command for _, command, marked in ALL if marked]
-RUNS = [command for _, command, _ in ALL if re.search(r"\b(recipe/train\.py|launch/run\.sh)( |$)", command)]
+RUNS = [command for _, command, _ in ALL if re.search(r"\b(recipe/train\.py|launch/run\.sh)( (?!recipe/)|$)", command)]
 """Commands that start a run, or plan one."""
 OTHERS = [command for command in MARKED if re.search(r"recipe/(prepare|sample)\.py|launch/array_eval\.sh", command)]
 

@@ -7,11 +7,14 @@ import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.commands import BIN, ROOT, TINY_RUN, command_line, run
 from helpers.documented import ALL, MARKS, after_script, commands, matching, placed, sized
 from helpers.forks import run_forked
+from recipe.benchmarks.sampler_figure import SHOWN, TABLE, digest, draw, read_table
 from recipe.configuration.reader import read_config
 from recipe.planning.plan import print_plan
 
@@ -25,6 +28,7 @@ RUN_BY = {
     r"python recipe/bench\.py (data|prepare).*": "test_docs.py::test_bench_of_data",
     r"python recipe/(reconstruct|sample)\.py runs/photos.*": "test_as_documented.py::test_own_pictures",
     r"python recipe/sample\.py SNAPSHOT --(sampler|guidance) .*": "test_sampler_options.py::test_documented_commands",
+    r"python recipe/sample\.py --preset .*": "test_presets.py::test_documented_commands",
     r"composer recipe/train\.py yamls/edm2\.yaml": "test_as_documented.py::test_the_embedded_run",
     r"python recipe/(fetch|reconstruct)\.py s3://BUCKET/.*": "test_as_documented.py::test_object_storage",
     r"python recipe/bench\.py snapshots .*": "test_docs.py::test_bench",
@@ -107,6 +111,18 @@ def test_sizes():
             rf"checkpoints +{checkpoint} each", rf"snapshots +{snapshot} each", r".* fits microbatches of 64:.*",
         ):  # fmt: skip
             assert re.search(f"^{line}", out.getvalue(), re.MULTILINE), (preset, line, out.getvalue())
+
+
+def test_the_figure_of_samplers_is_of_the_table():
+    table = read_table((ROOT / "docs" / "sampling.md").read_text())
+    assert table["heun"][0] == (5, 2.76, 2.770) and table["restart"] == [(15, 0.73, None), (23, 0.59, None)]
+    assert SHOWN.keys() <= table.keys() and len(table) == 10
+    quality, distance = draw(table).axes
+    curves = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in quality.get_lines()}
+    assert curves["unipc"] == [0.88, 0.56, 0.58, 0.61, 0.63]
+    assert len([line for line in distance.get_lines() if not str(line.get_label()).startswith("_")]) == 5
+    with Image.open(ROOT / "docs" / "samplers.png") as image:
+        assert image.info[TABLE] == digest(table), "draw it anew: see docs/sampling.md"
 
 
 @pytest.mark.slow

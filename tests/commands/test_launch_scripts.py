@@ -127,7 +127,56 @@ def test_ranks_follow_slurms_gpus(programs: StandIns):
     assert "3 nodes x 8 ranks, meeting at gpu07:13017" in done.stderr
     ((name, *found),) = programs.calls()
     assert [name, *found[:3]] == ["srun", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1"]
-    assert found[found.index("bash") + 1 :][:3] == [RUN, "--on-node", CONFIG]
+    assert found[found.index("bash") + 1 :][:4] == [RUN, "--on-node", "recipe/train.py", CONFIG]
+
+
+SAMPLE = ["recipe/sample.py", "s.safetensors", "--out", "it's here; $(date) *"]
+
+
+def test_another_command(programs: StandIns):
+    """No configuration is looked for; the options are the command's own."""
+    programs.writing_down("composer")
+    for word in ("recipe/sample.py", str(ROOT / "recipe" / "sample.py")):
+        assert programs.run(RUN, word, *SAMPLE[1:], RANKS_PER_NODE="2").returncode == 0
+    for name, *found in programs.calls():
+        assert [name, *found[:2]] == ["composer", "-n", "2"]
+        assert found[-4:] == [str(ROOT / "recipe" / "sample.py"), *SAMPLE[1:]]
+
+
+def test_another_command_in_a_job(programs: StandIns):
+    programs.slurm()
+    programs.writing_down("composer")
+    done = programs.run(RUN, *SAMPLE, **IN_A_JOB)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ((_, *found),) = programs.calls()
+    node = found[found.index("bash") + 1 :]
+    assert node == [RUN, "--on-node", *SAMPLE]
+    programs.record.unlink()
+    here = {"SLURM_NODEID": "0", "MASTER_ADDR": "gpu07", "MASTER_PORT": "13017", "RANKS_PER_NODE": "8"}
+    (programs.folder / "logs" / "41017").mkdir(parents=True, exist_ok=True)
+    done = programs.run(*node, **IN_A_JOB, **here)  # what srun would have started there
+    assert done.returncode == 0, done.stdout + done.stderr
+    ((name, *found),) = programs.calls()
+    assert [name, *found[:4]] == ["composer", "-n", "8", "--world_size", "24"]
+    assert found[-4:] == [str(ROOT / "recipe" / "sample.py"), *SAMPLE[1:]]
+
+
+@pytest.mark.parametrize(("line", "status"), [([CONFIG], 3), (SAMPLE, 75)], ids=["train", "sample"])
+def test_what_a_stopped_command_ends_with(line: list[str], status: int, programs: StandIns):
+    """Of sample.py, which has nothing to save, any end counts as one to go on from; train.py's own status counts."""
+    start = f"import signal, sys, time\nopen({str(programs.record)!r}, 'w').close()\n"
+    programs.write("composer", f"#!{sys.executable}\n{start}signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))\n"
+                               "time.sleep(60)\n")  # fmt: skip
+    process = subprocess.Popen([RUN, *line], cwd=ROOT, env=os.environ | programs.environment)
+    try:
+        while not programs.record.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=60) == status
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_apptainer(programs: StandIns):
@@ -157,7 +206,9 @@ def test_pyxis(programs: StandIns):
     (mounts,) = [item.split("=", 1)[1].split(",") for item in found if item.startswith("--container-mounts=")]
     logs, tmp = programs.folder / "logs" / "41017", programs.folder
     assert mounts == [f"{ROOT}:{ROOT}", f"{logs}:{logs}", f"{tmp}:{tmp}", "/fast:/fast"]
-    assert found[found.index("bash") :] == ["bash", "/code/recipe/../launch/run.sh", "--on-node", CONFIG, "seed=1"]
+    assert found[found.index("bash") + 1 :] == [
+        *("/code/recipe/../launch/run.sh", "--on-node", "recipe/train.py", CONFIG, "seed=1"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +228,7 @@ def test_pyxis(programs: StandIns):
         ([RUN, CONFIG], IN_A_JOB | {"SLURM_TASKS_PER_NODE": "1(x2),2"}, "= 1(x2),2: must be 1 on every node"),
         ([RUN, CONFIG], IN_A_JOB | {"SLURM_GPUS": "h100:20"}, "must be the same number on each of 3 nodes"),
         ([RUN, CONFIG], {"RESTARTS": "often"}, "RESTARTS = often: must be a whole number; fix: "),
+        ([RUN, "recipe/convert.py", "a.pkl"], {}, "recipe/convert.py: does not run on many ranks; fix: "),
         ([EVAL], {}, "usage: array_eval.sh RUN LENGTHS"),
         ([EVAL, "nowhere", "0.1"], {}, "nowhere: no such folder; fix: name a run"),
         ([EVAL, "yamls", "0.1", "--seeds", "0"], {"VENV": "/nowhere"}, "/nowhere/bin/python: no such program; fix: "),

@@ -26,6 +26,9 @@ def test_every_key_reaches_the_sampler():
     schedule |= {"guidance": 1.7, "interval": Interval(0.3, 40)}
     for own, settings in (
         (["churn=3", "s_noise=1.1"], {"S_churn": 3, "S_noise": 1.1}),
+        (["churn=3", "s_min=0.1", "s_max=9"], {"S_churn": 3, "S_min": 0.1, "S_max": 9}),
+        (["state_dtype=float64"], {"state_dtype": "float64"}),
+        (["sampler=dpmpp_2m_sde", "solver_type=heun"], {"sampler": "dpmpp_2m_sde", "solver_type": "heun"}),
         (["sampler=dpmpp_2m_sde", "eta=0.4"], {"sampler": "dpmpp_2m_sde", "eta": 0.4}),
         (["sampler=unipc", "order=3"], {"sampler": "unipc", "order": 3}),
         (["sampler=restart", "restart=[[4,1,0.1,2]]"], {"sampler": "restart", "restart": [[4, 1, 0.1, 2]]}),
@@ -49,6 +52,11 @@ def test_defaults_are_those_of_the_sampler():
         (["samples.eta=0.5"], "samples.eta = 0.5: does nothing with samples.sampler heun; fix: leave it out, or set "
          "samples.sampler to euler_ancestral or dpmpp_2m_sde or dpmpp_3m_sde"),
         (["samples.sampler=euler", "samples.churn=4"], "samples.churn = 4.0: does nothing with samples.sampler euler"),
+        (["samples.s_max=9"], "samples.s_max = 9.0: is of samples.churn, which is 0; fix: leave it out, or set for"),
+        (["samples.sampler=euler", "samples.s_min=1"], "samples.s_min = 1.0: does nothing with samples.sampler euler"),
+        (["samples.solver_type=heun"], "samples.solver_type = heun: does nothing with samples.sampler heun; fix:"),
+        (["samples.sampler=dpmpp_2m_sde", "samples.solver_type=euler"], "samples.solver_type = 'euler': must be"),
+        (["samples.state_dtype=float16"], "samples.state_dtype = 'float16': must be 'float32' or 'float64'"),
         (["samples.order=3"], "samples.order = 3: does nothing with samples.sampler heun"),
         (["samples.restart=[[4,2,0.06,0.3]]"], "does nothing with samples.sampler heun"),
         (["samples.sampler=restart", "samples.restart=[[4,2,0.3]]"], "[4.0, 2.0, 0.3]: must be [N, K, t_min, t_max]"),

@@ -1,5 +1,6 @@
 """Parity with the official implementation: every file of tests/golden/ through the pure functions."""
 
+import inspect
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from recipe.edm2.networks import layers
 from recipe.edm2.networks.precond import Precond, project_weights_
 from recipe.edm2.samplers import heun as sampler
 from recipe.edm2.samplers.guidance import guided
+from recipe.edm2.samplers.schedule import sigma_steps
 
 FORWARD, GRADIENT = 1e-5, 1e-4
 
@@ -162,6 +164,8 @@ def test_sampler(run: str):
     guidance = settings.pop("guidance", 1.0)
     denoise = guided(mixture_denoiser, lambda x, sigma: x / (1 + sigma**2), guidance)
     drawn = iter(golden["churn_noise"])
-    out = sampler.heun(denoise, golden["noise"], randn_like=lambda _: next(drawn), **settings)
+    schedule = {name: settings.pop(name) for name in inspect.signature(sigma_steps).parameters if name in settings}
+    levels = sigma_steps(**{"num_steps": 32, **schedule})
+    out = sampler.heun(denoise, golden["noise"], levels, randn_like=lambda _: next(drawn), **settings)
     assert out.dtype == torch.float64
     assert relative_error(out, golden[f"out/{run}"]) <= 1e-5

@@ -4,6 +4,7 @@ import itertools
 import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from helpers.small_snapshots import small_network
 from recipe.edm2.images import to_pixels
 from recipe.edm2.samplers.generate import SamplerSettings, generate
-from recipe.sampling.distributed import Drawer, Wanted, calls, draw, rows_of, share
+from recipe.sampling.distributed import Call, Drawer, Wanted, calls, draw, rows_of, share
 
 ROWS = rows_of(torch.device("cpu"))
 SEEDS = [0, 1, 2, 5, 8, 13, 16, 24, 1000, 2**62]
@@ -93,10 +94,11 @@ def test_they_are_the_images_of_their_seeds():
 
 def test_memory_is_bounded_by_the_batch(several_threads: None):
     """Of many images no more are there at a time than the batch size allows, also if storage is slow."""
-    alive, most, lock = 0, 0, threading.Lock()
+    alive, most, lock, workers = 0, 0, threading.Lock(), set[int]()
 
     def pictures(x: Tensor) -> Tensor:
         nonlocal alive, most
+        workers.add(threading.get_ident())
         with lock:
             alive += len(x)
             most = max(most, alive)
@@ -111,6 +113,7 @@ def test_memory_is_bounded_by_the_batch(several_threads: None):
     drawer = Drawer(small_network(0), SamplerSettings(num_steps=1), pictures=pictures)
     assert sum(draw(drawer, [Wanted(seed, 0) for seed in range(10 * ROWS)], keep, 2 * ROWS)) == 10 * ROWS
     assert most == 2 * ROWS and alive == 0
+    assert len(workers) <= 2  # each has memory of its own
 
 
 def test_the_first_failure_ends_it(several_threads: None):
@@ -141,3 +144,54 @@ def test_the_first_failure_ends_it(several_threads: None):
     slow.wait(2)
     assert kept == before and len(before) in (ROWS - 1, 2 * ROWS - 1)  # the other call may have been the first
     assert threading.active_count() == threads  # none waits for ever, which would keep the command from ending
+
+
+def test_what_is_being_written_is_waited_for(several_threads: None):
+    """A call fails while another one is being written: nothing of that is written after the failure has been told."""
+    kept, writing, told = [], threading.Event(), threading.Event()
+
+    def keep(each: Wanted, image: Tensor) -> None:
+        if each.seed == 0:
+            assert writing.wait(20)
+            raise OSError("the disk is full")
+        if each.seed < ROWS:
+            return  # else it would hold all threads
+        writing.set()
+        threading.Event().wait(0.3)
+        kept.append(told.is_set())
+
+    drawer = Drawer(small_network(0), SamplerSettings(num_steps=1))
+    with pytest.raises(OSError, match="the disk is full"):
+        list(draw(drawer, [Wanted(seed, 0) for seed in range(8 * ROWS)], keep, 2 * ROWS))
+    told.set()
+    threading.Event().wait(1)
+    assert kept == [False] * ROWS
+
+
+def test_what_is_being_drawn_is_not_written(several_threads: None, monkeypatch: pytest.MonkeyPatch):
+    """A call fails while another one is being drawn, and that one is ready before its thread is told to end."""
+    ending, kept = threading.Event(), []
+
+    class SlowToEnd(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            ending.set()
+            threading.Event().wait(0.5)
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    class SecondWaits(Drawer):
+        def __call__(self, call: Call) -> Tensor:
+            images = super().__call__(call)
+            assert min(each.seed for each in call.values()) < ROWS or ending.wait(20)
+            return images
+
+    def keep(each: Wanted, image: Tensor) -> None:
+        if each.seed < ROWS:
+            raise OSError("the disk is full")
+        kept.append(each.seed)
+
+    monkeypatch.setattr("recipe.sampling.distributed.ThreadPoolExecutor", SlowToEnd)
+    drawer = SecondWaits(small_network(0), SamplerSettings(num_steps=1))
+    with pytest.raises(OSError, match="the disk is full"):
+        list(draw(drawer, [Wanted(seed, 0) for seed in range(2 * ROWS)], keep, 2 * ROWS))
+    threading.Event().wait(0.5)
+    assert kept == []

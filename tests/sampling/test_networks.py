@@ -1,17 +1,19 @@
 """Networks of snapshots: what they make, and what makes pictures of it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from helpers.small_snapshots import small_network
+from helpers.small_snapshots import NETWORK, small_network, stored
 from helpers.small_vae import build
 from recipe.data.autoencoder import Vae, find_vae
 from recipe.data.facts import DataError, DataFacts
 from recipe.edm2.images import to_pixels
 from recipe.edm2.latents import STABLE_DIFFUSION, Whitening, unwhiten
-from recipe.sampling.networks import LatentPictures, Sampled, SampleError, check_guide, to_pictures
+from recipe.sampling.networks import LatentPictures, Sampled, SampleError, check_guide, load, to_pictures
+from recipe.weights.snapshots import SnapshotInfo, SnapshotReader, save_snapshot
 
 CPU = torch.device("cpu")
 OTHER = Whitening((0.0,) * 4, (1.0,) * 4)
@@ -114,3 +116,17 @@ def test_guides_that_do_not_fit(guide: Sampled, said: str):
 def test_guides_that_fit():
     for guide in (sampled(4, "guide"), sampled(4, "guide", label_dim=0), sampled(4, whitening=STABLE_DIFFUSION)):
         check_guide(guide, sampled(4))
+
+
+def test_a_snapshot_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its identity, which is of its contents alone, comes with it."""
+    for name, seed in (("one", 1), ("copy", 1), ("other", 2)):
+        tensors = stored(small_network(seed), torch.float32)
+        save_snapshot(tmp_path / f"{name}.safetensors", tensors, SnapshotInfo(NETWORK, 64, 0.1))
+    opened, enter = [], SnapshotReader.__enter__
+    monkeypatch.setattr(SnapshotReader, "__enter__", lambda reader: opened.append(reader) or enter(reader))
+    one, copy, other = (
+        load(str(tmp_path / f"{name}.safetensors"), CPU, torch.float32) for name in ("one", "copy", "other")
+    )
+    assert len(opened) == 3
+    assert one.identity == copy.identity != other.identity

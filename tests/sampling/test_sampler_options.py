@@ -14,6 +14,7 @@ from recipe.edm2.images import to_pixels
 from recipe.edm2.samplers.generate import SamplerSettings, generate
 from recipe.edm2.samplers.guidance import Interval
 from recipe.edm2.samplers.names import OPTIONS, Name
+from recipe.sampling.preset_options import settle_preset
 from recipe.sampling.sampler_options import GIVEN, sampler_settings
 from recipe.weights.snapshots import SnapshotInfo, load_network, save_snapshot, snapshot_name
 
@@ -21,7 +22,9 @@ NEEDED = ["snapshot.safetensors", "--out", "images"]
 
 
 def settings_of(*options: str) -> SamplerSettings:
-    return sampler_settings(sample.arguments_parser().parse_args([*NEEDED, *options]))
+    arguments = sample.arguments_parser().parse_args([*NEEDED, *options])
+    settle_preset(arguments)
+    return sampler_settings(arguments)
 
 
 def test_defaults():

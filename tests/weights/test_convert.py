@@ -22,7 +22,14 @@ from recipe.storage.addresses import open_place
 from recipe.training.initial_weights import load_initial_weights
 from recipe.training.model import DiffusionModel
 from recipe.weights.posthoc import reconstruct, solve, usable_snapshots
-from recipe.weights.snapshots import SnapshotInfo, list_snapshots, load_network, save_snapshot, snapshot_name
+from recipe.weights.snapshots import (
+    SnapshotInfo,
+    SnapshotReader,
+    list_snapshots,
+    load_network,
+    save_snapshot,
+    snapshot_name,
+)
 from recipe.weights.state_dicts import published_shapes
 
 NAME = "edm2-img8-xs-0008388-0.050.pkl"
@@ -93,8 +100,13 @@ def test_a_training_state(tmp_path: Path, monkeypatch, capsys):
     like = write_published(tmp_path / NAME, nets[0], NETWORK)
     said = converted(monkeypatch, capsys, state, "--out", tmp_path / "out", "--network", like)
     names = ["weights-00000004096.safetensors", *(snapshot_name(4096, length) for length in TRACKED)]
-    assert said == [str(tmp_path / "out" / name) for name in names]
-    for path, net in zip(said, nets, strict=True):
+    assert said == [str(tmp_path / "out" / name) for name in (*names, "adam-00000004096.safetensors")]
+    with SnapshotReader(said[-1]) as reader:  # after one step along gradients of ones
+        assert reader.info.extra["adam_step"] == 1
+        for name, parameter in nets[0].named_parameters():
+            assert torch.equal(reader.read(f"exp_avg/{name}"), torch.full_like(parameter, 0.1).detach()), name
+            assert reader.read(f"exp_avg_sq/{name}").mean() == pytest.approx(0.001)
+    for path, net in zip(said[:-1], nets, strict=True):
         assert torch.equal(outputs(load_network(path)[0]), outputs(net))
     assert load_network(said[0])[1].sigma_rel == 0
     snapshots, target = usable_snapshots(list_snapshots(tmp_path / "out"), None)

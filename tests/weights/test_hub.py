@@ -16,7 +16,7 @@ from recipe import convert
 from recipe.weights.hub_loader import EDM2
 from recipe.weights.snapshots import SnapshotInfo, load_network, save_snapshot
 
-FILES = ["README.md", "config.json", "load_edm2.py", "model.safetensors"]
+FILES = ["README.md", "config.json", "load_edm2.py", "model.safetensors", "model_index.json", "pipeline_edm2.py"]
 
 
 def hub_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, source: Path | None = None, **changes: Any) -> Path:
@@ -42,7 +42,7 @@ def hub_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, source: Path | Non
 )
 def test_both_loaders_compute_the_same(changes: dict[str, Any], tmp_path: Path, monkeypatch, capsys):
     folder = hub_folder(tmp_path, monkeypatch, **changes)
-    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == FILES
     own, info = load_network(folder / "model.safetensors")
     assert (info.nimg, info.dataset, info.extra) == (4096, DATASET, {"label_dropout": 0.1})
     x = torch.randn(4, own.img_channels, 8, 8, generator=torch.Generator().manual_seed(0))

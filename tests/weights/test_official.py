@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +240,47 @@ def test_the_helper_writes_what_pickle_would_rebuild(tmp_path: Path):
     with official_modules(), pytest.raises(AssertionError, match="was rebuilt"):
         pickle.loads(data)
     assert persistent(small_network(0), NETWORK).meta["class_name"] == "Precond"
+
+
+MOMENTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "none of a parameter": (lambda optimizer: optimizer["state"].pop(3), "no moments of unet."),
+    "of other parameters": (
+        lambda optimizer: optimizer["param_groups"][0]["params"].pop(),
+        "an optimizer of other parameters",
+    ),
+    "another optimizer": (
+        lambda optimizer: optimizer["state"][0].update(max_exp_avg_sq=torch.ones([])),
+        "other than Adam",
+    ),
+    "another shape": (
+        lambda optimizer: optimizer["state"][5].update(exp_avg=torch.ones(3)),
+        "of another shape, or not finite",
+    ),
+    "not finite": (
+        lambda optimizer: optimizer["state"][5]["exp_avg_sq"].fill_(math.nan),
+        "of another shape, or not finite",
+    ),
+    "other steps": (lambda optimizer: optimizer["state"][5]["step"].fill_(7), "updated more or less often than others"),
+    "no step": (
+        lambda optimizer: optimizer["state"][5].update(step=torch.tensor(0.5)),
+        "a number of updates that cannot be",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_moments_that_are_none(name: str, tmp_path: Path):
+    change, said = MOMENTS[name]
+    table = training_table(small_network(1), {0.05: small_network(2)}, 4096)
+    change(table["optimizer"])
+    (tmp_path / "training-state-0000004.pt").write_bytes(archived(table))
+    with pytest.raises(OfficialError, match=said):
+        read_training_state(tmp_path / "training-state-0000004.pt", NETWORK)
+
+
+def test_a_state_without_moments(tmp_path: Path):
+    """One that was stored before the first step."""
+    table = training_table(small_network(1), {0.05: small_network(2)}, 0)
+    table["optimizer"]["state"] = {}
+    (tmp_path / "training-state-0000000.pt").write_bytes(archived(table))
+    assert read_training_state(tmp_path / "training-state-0000000.pt", NETWORK).moments is None

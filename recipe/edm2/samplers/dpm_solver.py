@@ -8,62 +8,52 @@ from torch import Tensor
 
 from recipe.edm2.samplers.exponential import Denoised, Rule, log_snrs, step
 from recipe.edm2.samplers.names import SolverType
-from recipe.edm2.samplers.schedule import Denoise, sigma_steps
+from recipe.edm2.samplers.schedule import Denoise
 
 
 def dpmpp_2m(
     denoise: Denoise,
     noise: Tensor,
-    num_steps: int = 32,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
+    sigmas: Tensor,
 ) -> Tensor:
-    """Draw images by DPM-Solver++(2M), of order 2 (Algorithm 2); calls `denoise` num_steps times.
+    """Draw images by DPM-Solver++(2M), of order 2 (Algorithm 2); calls `denoise` once for each noise level above 0.
 
     Its first step, and the last one to sigma 0, are of order 1. Arguments as of `heun`.
     """
-    return dpmpp_2m_sde(denoise, noise, num_steps, sigma_min, sigma_max, rho, eta=0)
+    return dpmpp_2m_sde(denoise, noise, sigmas, eta=0)
 
 
 def dpmpp_2m_sde(
     denoise: Denoise,
     noise: Tensor,
-    num_steps: int = 32,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
+    sigmas: Tensor,
     eta: float = 1.0,
     S_noise: float = 1.0,
     solver_type: SolverType = "midpoint",
     randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """Draw images by SDE-DPM-Solver++(2M); calls `denoise` num_steps times.
+    """Draw images by SDE-DPM-Solver++(2M); calls `denoise` once for each noise level above 0.
 
     Args:
-        denoise, noise, num_steps, sigma_min, sigma_max, rho: as of `heun`.
+        denoise, noise, sigmas: as of `heun`.
         eta: noise of the SDE; 1 = as much as in training's reverse, 0 = `dpmpp_2m`.
         S_noise: scale of the added noise.
         solver_type: how the slope of the denoised image is integrated: midpoint, as in the paper, or heun, exactly.
         randn_like: makes unit noise like its argument; called once for each step but the last, unless eta is 0.
     """
     rule = "midpoint" if solver_type == "midpoint" else "exact"
-    levels = sigma_steps(num_steps, sigma_min, sigma_max, rho)
-    return _multistep(denoise, noise, levels, 2, rule, eta, S_noise, randn_like)
+    return _multistep(denoise, noise, sigmas, 2, rule, eta, S_noise, randn_like)
 
 
 def dpmpp_3m_sde(
     denoise: Denoise,
     noise: Tensor,
-    num_steps: int = 32,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
+    sigmas: Tensor,
     eta: float = 1.0,
     S_noise: float = 1.0,
     randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """Draw images by the multistep method of three denoised images; calls `denoise` num_steps times.
+    """Draw images by the multistep method of three denoised images; calls `denoise` once for each noise level above 0.
 
     Of order 3 at eta = 0, but for its first two steps, which have fewer images to go by. The parabola through the three
     images is integrated exactly. k-diffusion and diffusers weigh its second difference half as much, by which the order
@@ -71,8 +61,7 @@ def dpmpp_3m_sde(
 
     Args: as of `dpmpp_2m_sde`.
     """
-    levels = sigma_steps(num_steps, sigma_min, sigma_max, rho)
-    return _multistep(denoise, noise, levels, 3, "exact", eta, S_noise, randn_like)
+    return _multistep(denoise, noise, sigmas, 3, "exact", eta, S_noise, randn_like)
 
 
 @torch.no_grad()

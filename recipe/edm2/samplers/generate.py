@@ -1,5 +1,6 @@
 """Images from a network: the sampler with noise that depends on each image's seed alone."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ SAMPLERS: Mapping[Name, Callable[..., Tensor]] = {
     "unipc": unipc,
     "restart": restart,
 }
-SCHEDULE = ("num_steps", "sigma_min", "sigma_max", "rho")
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,14 @@ class SamplerSettings:
     restart: Sequence[Restart] = RESTART
     state_dtype: Literal["float32", "float64"] = "float32"
 
+    @functools.cached_property
+    def levels(self) -> Tensor:
+        """Noise levels of the sampler [num_steps + 1], the last one 0, in float64; made once. Raises ValueError."""
+        return sigma_steps(self.num_steps, self.sigma_min, self.sigma_max, self.rho)
+
     def sigmas(self) -> Tensor:
         """Noise levels above 0 [num_steps], in the state's precision. Raises ValueError."""
-        return sigma_steps(self.num_steps, self.sigma_min, self.sigma_max, self.rho)[:-1].to(self.dtype())
+        return self.levels[:-1].to(self.dtype())
 
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.state_dtype == "float64" else torch.float32
@@ -82,7 +87,7 @@ class SamplerSettings:
     def check_restarts(self) -> None:
         """Raises ValueError for restarts that do not go with the noise levels."""
         if self.sampler == "restart":
-            restart_levels(sigma_steps(self.num_steps, self.sigma_min, self.sigma_max, self.rho), self.restart)
+            restart_levels(self.levels, self.restart, self.rho)
 
 
 def generate(
@@ -118,11 +123,14 @@ def generate(
         return draw(rng.SAMPLE_CHURN).to(x.dtype)
 
     takes = OPTIONS[settings.sampler]
-    options = {name: getattr(settings, name) for name in (*SCHEDULE, *takes)}
+    options = {name: getattr(settings, name) for name in takes}
+    if settings.sampler == "restart":
+        options["rho"] = settings.rho
     if "S_noise" in takes:
         options["randn_like"] = added_noise
     noise = draw(rng.SAMPLE_NOISE).to(settings.dtype())
-    return SAMPLERS[settings.sampler](denoiser(net, labels, settings, guide), noise, **options).float()
+    denoise = denoiser(net, labels, settings, guide)
+    return SAMPLERS[settings.sampler](denoise, noise, settings.levels, **options).float()
 
 
 def denoiser(net: Precond, labels: Tensor, settings: SamplerSettings, guide: Precond | None = None) -> Denoise:

@@ -6,36 +6,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recipe.edm2.samplers.schedule import Denoise, sigma_steps
+from recipe.edm2.samplers.schedule import Denoise
 
 
 @torch.no_grad()
 def heun(
     denoise: Denoise,
     noise: Tensor,
-    num_steps: int = 32,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
+    sigmas: Tensor,
     S_churn: float = 0.0,
     S_min: float = 0.0,
     S_max: float = math.inf,
     S_noise: float = 1.0,
     randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """Draw images by Heun's 2nd-order method; calls `denoise` 2 * num_steps - 1 times.
+    """Draw images by Heun's 2nd-order method; calls `denoise` 2 N - 1 times for N noise levels above 0.
 
     Args:
         denoise: the denoiser; its second argument is a scalar tensor.
         noise: unit-variance noise [N, C, H, W]. The state has its dtype: float64 as in EDM, float32 as in EDM2.
-        num_steps: noise levels above 0.
-        sigma_min, sigma_max, rho: see `sigma_steps`.
+        sigmas: noise levels [N + 1], falling, the last one 0, in float64; see `sigma_steps`.
         S_churn: noise added over the whole trajectory; 0 = deterministic.
         S_min, S_max: churn only at S_min <= sigma <= S_max.
         S_noise: scale of the added noise.
         randn_like: makes unit noise like its argument; called once for each step that churns.
     """
-    sigmas = sigma_steps(num_steps, sigma_min, sigma_max, rho).to(noise)
+    num_steps, sigmas = len(sigmas) - 1, sigmas.to(noise)
     x = noise * sigmas[0]
     for index in range(num_steps):
         sigma, sigma_next = sigmas[index], sigmas[index + 1]

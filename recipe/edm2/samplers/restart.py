@@ -15,30 +15,28 @@ from recipe.edm2.samplers.schedule import Denoise, sigma_steps
 def restart(
     denoise: Denoise,
     noise: Tensor,
-    num_steps: int = 32,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
+    sigmas: Tensor,
     restart: Sequence[Restart] = RESTART,
     S_noise: float = 1.0,
+    rho: float = 7.0,
     randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """Draw images by Heun's method with restarts; calls `denoise` 2 num_steps - 1 + sum of 2 K (N - 1) times.
+    """Draw images by Heun's method with restarts; calls `denoise` 2 levels - 1 + sum of 2 K (N - 1) times.
 
     At t_min, noise lifts the image to t_max, and N - 1 steps of Heun's method lead down again; K times. The new noise
     contracts errors that were made above, while the steps stay deterministic.
 
     Args:
-        denoise, noise, num_steps, sigma_min, sigma_max, rho: as of `heun`.
+        denoise, noise, sigmas: as of `heun`.
         restart: intervals [N, K, t_min, t_max]. t_min is taken at the nearest level of the schedule.
         S_noise: scale of the added noise.
+        rho: spacing of the levels of a way down; see `sigma_steps`.
         randn_like: makes unit noise like its argument; called K times for each interval.
 
     Raises:
         ValueError: an interval that is none, or whose t_max is not above t_min's level.
     """
-    levels = sigma_steps(num_steps, sigma_min, sigma_max, rho)
-    sigmas, cycles = levels.to(noise), restart_levels(levels, restart, rho)
+    cycles, num_steps, sigmas = restart_levels(sigmas, restart, rho), len(sigmas) - 1, sigmas.to(noise)
     x = noise * sigmas[0]
     for index in range(num_steps):
         x = heun_step(denoise, x, sigmas[index], sigmas[index + 1], last=index == num_steps - 1)

@@ -4,27 +4,26 @@ import torch
 from torch import Tensor
 
 from recipe.edm2.samplers.exponential import Denoised, log_snrs, step
-from recipe.edm2.samplers.schedule import Denoise, sigma_steps
+from recipe.edm2.samplers.schedule import Denoise
 
 
 @torch.no_grad()
 def unipc(
     denoise: Denoise,
     noise: Tensor,
-    num_steps: int = 32,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
+    sigmas: Tensor,
     order: int = 2,
 ) -> Tensor:
-    """Draw images by UniPC with data prediction and B(h) = expm1(h) (bh2); calls `denoise` num_steps times.
+    """Draw images by UniPC with data prediction and B(h) = expm1(h) (bh2).
+
+    Calls `denoise` once for each noise level above 0.
 
     The denoised image of the predicted x both corrects this x (UniC, one point more than the predictor had) and serves
     the next predictor (UniP), so that the order is one above the predictor's (Algorithms 1 and 2, Theorem 3.1). The
     first steps have fewer images to go by, and are of lower order. The last step, to sigma 0, is the denoised image.
 
     Args:
-        denoise, noise, num_steps, sigma_min, sigma_max, rho: as of `heun`.
+        denoise, noise, sigmas: as of `heun`.
         order: of the predictor, 1 to 3; the paper advises 2 with strong guidance, else 3.
 
     Raises:
@@ -32,12 +31,11 @@ def unipc(
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order {order} is not 1, 2 or 3")
-    levels = sigma_steps(num_steps, sigma_min, sigma_max, rho)
-    sigmas, log_snr = levels.to(noise), log_snrs(levels)
+    log_snr, sigmas = log_snrs(sigmas), sigmas.to(noise)
     x = noise * sigmas[0]
     predicted = x
     known: list[Denoised] = []
-    for index in range(num_steps):
+    for index in range(len(sigmas) - 1):
         new = Denoised(log_snr[index], denoise(predicted, sigmas[index]).to(x.dtype))
         if known:
             points = [known[0], new, *known[1:]]  # the polynomial of the step that led here, and its end

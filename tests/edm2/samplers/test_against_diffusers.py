@@ -20,8 +20,7 @@ from recipe.edm2.samplers.unipc import unipc
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 schedulers = pytest.importorskip("diffusers.schedulers")
 
-SCHEDULE = (12, 0.02, 20.0, 7.0)
-LEVELS = sigma_steps(*SCHEDULE)
+LEVELS = sigma_steps(12, 0.02, 20.0, 7.0)
 FIRST, ADDED = noise(16), noise(16 * 12, seed=1).reshape(12, 16, 2, 1, 1)
 
 
@@ -52,7 +51,7 @@ def multistep(order: int, algorithm: str = "dpmsolver++", **options: object) -> 
 def test_euler():
     """diffusers computes this step in float32."""
     theirs = by_diffusers(schedulers.EulerDiscreteScheduler(prediction_type="sample"), preserving=False)
-    torch.testing.assert_close(euler(denoise, FIRST, *SCHEDULE), theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(euler(denoise, FIRST, LEVELS), theirs, rtol=0, atol=1e-6)
 
 
 def test_euler_ancestral(monkeypatch: pytest.MonkeyPatch):
@@ -66,19 +65,19 @@ def test_euler_ancestral(monkeypatch: pytest.MonkeyPatch):
     x = FIRST * LEVELS[0]
     for sigma, time in zip(LEVELS[:-1], scheduler.timesteps, strict=True):
         x = scheduler.step((x - denoise(x, sigma)) / sigma, time, x).prev_sample.double()
-    ours = euler_ancestral(denoise, FIRST, *SCHEDULE, randn_like=given_noise())
+    ours = euler_ancestral(denoise, FIRST, LEVELS, randn_like=given_noise())
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
 
 
 def test_dpmpp_2m():
     theirs = by_diffusers(multistep(2), preserving=True)
-    torch.testing.assert_close(dpmpp_2m(denoise, FIRST, *SCHEDULE), theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(dpmpp_2m(denoise, FIRST, LEVELS), theirs, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
 def test_dpmpp_2m_sde(solver_type: Any):
     theirs = by_diffusers(multistep(2, "sde-dpmsolver++", solver_type=solver_type), True, variance_noise=list(ADDED))
-    ours = dpmpp_2m_sde(denoise, FIRST, *SCHEDULE, solver_type=solver_type, randn_like=given_noise())
+    ours = dpmpp_2m_sde(denoise, FIRST, LEVELS, solver_type=solver_type, randn_like=given_noise())
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
@@ -93,7 +92,7 @@ def test_dpmpp_3m_weighs_the_second_difference_twice_as_much():
         images.append(denoise(x, sigma))
         return images[-1]
 
-    dpmpp_3m_sde(noted, FIRST, *SCHEDULE, eta=0)
+    dpmpp_3m_sde(noted, FIRST, LEVELS, eta=0)
     torch.testing.assert_close(seen[2], theirs[0], rtol=1e-6, atol=1e-6)
     h = -LEVELS[:4].log().diff()
     slopes = [(images[2] - images[1]) / h[1], (images[1] - images[0]) / h[0]]
@@ -116,5 +115,5 @@ def test_unipc(order: int, steps: int):
         seen.append(x)
         return denoise(x, sigma)
 
-    seen.append(unipc(noted, FIRST, *SCHEDULE, order=order))
+    seen.append(unipc(noted, FIRST, LEVELS, order=order))
     torch.testing.assert_close(seen[steps], theirs, rtol=0, atol=1e-6)

@@ -43,7 +43,8 @@ def test_outside_the_interval_the_guide_is_not_asked():
         asked.append(float(sigma))
         return x
 
-    heun(guided(constant(0.0), guide, 1.5, Interval(0.28, 2.9).on_levels(LEVELS)), torch.ones(1, 1, 1, 1).double())
+    denoise = guided(constant(0.0), guide, 1.5, Interval(0.28, 2.9).on_levels(LEVELS))
+    heun(denoise, torch.ones(1, 1, 1, 1).double(), sigma_steps(32))
     # Each level but the first is evaluated twice, as the end of a step and as the begin of the next.
     assert sorted(set(asked), reverse=True) == LEVELS[15:22].tolist() and len(asked) == 2 * 7
 
@@ -114,7 +115,7 @@ def test_a_second_network_guides_within_the_interval(net: Precond):
         main = net(x, sigma, LABELS)
         return 1.8 * main - 0.8 * guide(x, sigma, LABELS) if lo < sigma <= hi else main  # pyright: ignore
 
-    expected = heun(by_hand, noise, 6)
+    expected = heun(by_hand, noise, sigma_steps(6))
     settings = SamplerSettings(num_steps=6, guidance=1.8, interval=Interval(lo, hi))
     found = generate(net, SEEDS, LABELS, settings, guide)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -8,7 +8,8 @@ import torch
 from recipe.edm2.samplers.heun import heun
 from recipe.edm2.samplers.schedule import sigma_steps
 
-SIGMAS = sigma_steps(8).tolist()[:-1]
+LEVELS = sigma_steps(8)
+SIGMAS = LEVELS.tolist()[:-1]
 
 
 def churned(S_min: float, S_max: float) -> int:
@@ -21,7 +22,7 @@ def churned(S_min: float, S_max: float) -> int:
         return torch.zeros_like(x)
 
     start = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    heun(lambda x, sigma: 0 * x, start, 8, S_churn=1, S_min=S_min, S_max=S_max, randn_like=noise)
+    heun(lambda x, sigma: 0 * x, start, LEVELS, S_churn=1, S_min=S_min, S_max=S_max, randn_like=noise)
     return calls
 
 

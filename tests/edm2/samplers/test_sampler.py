@@ -10,10 +10,11 @@ from torch import Tensor
 
 from recipe.edm2 import rng
 from recipe.edm2.networks.precond import Precond
-from recipe.edm2.samplers.generate import SAMPLERS, SamplerSettings, generate, generate_batches
+from recipe.edm2.samplers.generate import SAMPLERS, SamplerSettings, denoiser, generate, generate_batches
 from recipe.edm2.samplers.guidance import guided
 from recipe.edm2.samplers.heun import heun
 from recipe.edm2.samplers.names import Name
+from recipe.edm2.samplers.restart import restart
 from recipe.edm2.samplers.schedule import sigma_steps
 
 STD = 0.5
@@ -80,7 +81,7 @@ def test_number_of_denoiser_calls(num_steps: int, S_churn: float):
         seen.append(sigma)
         return gaussian_denoiser(x, sigma)
 
-    heun(denoise, torch.ones(1, 1, 2, 2), num_steps, S_churn=S_churn)
+    heun(denoise, torch.ones(1, 1, 2, 2), sigma_steps(num_steps), S_churn=S_churn)
     assert len(seen) == 2 * num_steps - 1
     assert all(sigma.ndim == 0 and sigma > 0 for sigma in seen)
 
@@ -88,11 +89,14 @@ def test_number_of_denoiser_calls(num_steps: int, S_churn: float):
 def test_std_of_gaussian_samples():
     """For this denoiser the sampler is linear, so that one number tells the standard deviation of all samples."""
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    errors = [abs(heun(gaussian_denoiser, one, num_steps).item() / STD - 1) for num_steps in (32, 64, 128, 256)]
+    errors = [
+        abs(heun(gaussian_denoiser, one, sigma_steps(num_steps)).item() / STD - 1) for num_steps in (32, 64, 128, 256)
+    ]
     assert errors[-1] <= 5e-4
     for coarse, fine in itertools.pairwise(errors):
         assert 3.5 <= coarse / fine <= 5  # second order: twice the steps, a quarter of the error
-    samples = heun(gaussian_denoiser, torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0)), 64)
+    noise = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    samples = heun(gaussian_denoiser, noise, sigma_steps(64))
     assert samples.dtype == torch.float32
     assert float(samples.std()) == pytest.approx(STD, rel=0.02)  # 0.4% of method and 3 standard errors of 0.5%
 
@@ -107,28 +111,28 @@ def test_std_of_gaussian_samples_with_churn(limits: dict[str, float]):
         drawn.append(torch.randn(x.shape, generator=generator, dtype=x.dtype))
         return drawn[-1]
 
-    samples = heun(gaussian_denoiser, noise, 128, S_churn=40, randn_like=randn_like, **limits)
+    samples = heun(gaussian_denoiser, noise, sigma_steps(128), S_churn=40, randn_like=randn_like, **limits)
     # 0.8% of method, and 3 standard errors of 0.35%.
     assert float(samples.std()) == pytest.approx(STD, rel=0.018)
     sigmas = sigma_steps(128)[:-1]
     churned = (sigmas >= limits.get("S_min", 0)) & (sigmas <= limits.get("S_max", math.inf))
     assert len(drawn) == int(churned.sum())
-    still = heun(gaussian_denoiser, noise, 128)
+    still = heun(gaussian_denoiser, noise, sigma_steps(128))
     correlation = torch.corrcoef(torch.stack([samples.flatten(), still.flatten()]))[0, 1]
     assert correlation < 0.9  # the added noise does replace the first
 
 
 def test_one_step_is_the_denoised_noise():
     noise = torch.randn(3, 1, 2, 2, dtype=torch.float64)
-    sample = heun(gaussian_denoiser, noise, num_steps=1, sigma_max=5.0)
+    sample = heun(gaussian_denoiser, noise, sigma_steps(1, sigma_max=5.0))
     torch.testing.assert_close(sample, gaussian_denoiser(5 * noise, torch.tensor(5.0)), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("S_churn", "increase"), [(0.25, 0.25), (9.0, math.sqrt(2) - 1)])
 def test_one_step_with_churn(S_churn: float, increase: float):
     noise, added = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
-    settings = dict(num_steps=1, sigma_max=5.0, S_churn=S_churn, S_noise=1.5)
-    sample = heun(gaussian_denoiser, noise, randn_like=lambda x: added, **settings)  # pyright: ignore
+    settings = dict(S_churn=S_churn, S_noise=1.5, randn_like=lambda x: added)
+    sample = heun(gaussian_denoiser, noise, sigma_steps(1, sigma_max=5.0), **settings)  # pyright: ignore
     higher = torch.tensor(5 * (1 + increase), dtype=torch.float64)
     noisier = 5 * noise + (higher**2 - 25).sqrt() * 1.5 * added
     torch.testing.assert_close(sample, gaussian_denoiser(noisier, higher), rtol=1e-9, atol=1e-12)
@@ -139,7 +143,7 @@ def test_guidance_of_1_never_calls_the_guide():
         raise AssertionError("the guide was called")
 
     assert guided(gaussian_denoiser, refuse, 1.0) is gaussian_denoiser
-    heun(guided(gaussian_denoiser, refuse, 1), torch.ones(1, 1, 1, 1), 4)
+    heun(guided(gaussian_denoiser, refuse, 1), torch.ones(1, 1, 1, 1), sigma_steps(4))
     with pytest.raises(AssertionError):
         guided(gaussian_denoiser, refuse, 1.1)(torch.ones(1), torch.ones(()))
 
@@ -192,7 +196,7 @@ def test_churn_draws_new_noise_at_each_step(net: Precond):
     expected = heun(
         lambda x, sigma: net(x, sigma, torch.tensor([1])),  # pyright: ignore[reportArgumentType]
         noise[0],
-        6,
+        sigma_steps(6),
         S_churn=20,
         randn_like=lambda x: next(later),
     )
@@ -209,7 +213,8 @@ def test_guidance_without_a_guide_is_against_the_unlabelled_network(net: Precond
     torch.testing.assert_close(none, unlabelled, rtol=0, atol=1e-5)
     guided_images = generate(net, seeds, labels, SamplerSettings(6, guidance=2))
     noise = rng.normal(seeds, rng.SAMPLE_NOISE, 0, torch.zeros_like(seeds), (1, 8, 8))
-    expected = heun(lambda x, sigma: 2 * net(x, sigma, labels) - net(x, sigma, None), noise, 6)  # pyright: ignore
+    levels = sigma_steps(6)
+    expected = heun(lambda x, sigma: 2 * net(x, sigma, labels) - net(x, sigma, None), noise, levels)  # pyright: ignore
     torch.testing.assert_close(guided_images, expected, rtol=0, atol=1e-4)
 
 
@@ -268,3 +273,14 @@ def test_state_of_double_precision(net: Precond, sampler: Name):
     assert single.dtype == double.dtype == torch.float32
     torch.testing.assert_close(single, double, rtol=0, atol=1e-3)
     assert not torch.equal(single, double)
+
+
+def test_the_ways_down_of_restart_are_spaced_as_the_levels(net: Precond):
+    seeds, labels = torch.tensor([1]), torch.tensor([1])
+    settings = SamplerSettings(5, rho=3.0, sampler="restart", S_noise=0)
+    noise = rng.normal(seeds, rng.SAMPLE_NOISE, 0, torch.zeros_like(seeds), (1, 8, 8))
+    own, other = (
+        restart(denoiser(net, labels, settings), noise, settings.levels, S_noise=0, rho=rho) for rho in (3.0, 7.0)
+    )
+    found = generate(net, seeds, labels, settings)
+    assert torch.equal(found, own) and not torch.allclose(found, other, rtol=0, atol=1e-5)

@@ -16,7 +16,7 @@ from recipe.edm2.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde
 from recipe.edm2.samplers.euler import euler, euler_ancestral
 from recipe.edm2.samplers.exponential import moments as exponential_moments
 from recipe.edm2.samplers.exponential import weights
-from recipe.edm2.samplers.generate import SAMPLERS, SCHEDULE
+from recipe.edm2.samplers.generate import SAMPLERS
 from recipe.edm2.samplers.heun import heun
 from recipe.edm2.samplers.names import OPTIONS, takers
 from recipe.edm2.samplers.restart import restart, restart_levels
@@ -75,7 +75,7 @@ def flow() -> tuple[Tensor, Tensor]:
 def test_order(sampler: Callable[..., Tensor], order: float, steps: int, flow: tuple[Tensor, Tensor]):
     first, exact = flow
     coarse, fine = (
-        float((sampler(denoise, first, count, LOW, HIGH) - exact).square().mean().sqrt())
+        float((sampler(denoise, first, sigma_steps(count, LOW, HIGH)) - exact).square().mean().sqrt())
         for count in (steps, 2 * steps - 1)
     )
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
@@ -90,12 +90,12 @@ def random_noise(seed: int) -> Callable[[Tensor], Tensor]:
 def test_mean_and_covariance(name: str):
     """Within 4 standard errors of 10,000 samples, and 1% for the method."""
     first = noise(10_000, seed=1)
-    samples = NOISY[name](denoise, first, STEPS[name], randn_like=random_noise(2)).flatten(1)
+    samples = NOISY[name](denoise, first, sigma_steps(STEPS[name]), randn_like=random_noise(2)).flatten(1)
     mean, covariance = moments()
     spread = covariance.diagonal().sqrt()
     assert ((samples.mean(0) - mean).abs() < (4 / 100 + 0.01) * spread).all()
     assert ((samples.T.cov() - covariance).abs() < (4 * math.sqrt(2) / 100 + 0.01) * spread.outer(spread)).all()
-    still = heun(denoise, first, 20).flatten(1)
+    still = heun(denoise, first, sigma_steps(20)).flatten(1)
     assert torch.corrcoef(torch.stack([samples[:, 0], still[:, 0]]))[0, 1] < 0.95  # its noise is not the first one's
 
 
@@ -130,7 +130,7 @@ def responses(name: str, steps: int) -> Tensor:
 
     options = {"restart": [[steps // 5, 2, 0.06, 0.3], [steps // 4, 2, 0.5, 2.0]]} if name == "restart" else {}
     added = lambda x: noises[next(calls)][:, None]  # noqa: E731
-    return NOISY[name](linear, noises[0][:, None], steps, randn_like=added, **options)
+    return NOISY[name](linear, noises[0][:, None], sigma_steps(steps), randn_like=added, **options)
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -143,8 +143,10 @@ def test_s_noise_scales_the_noise(name: str):
         calls += 1
         return torch.ones_like(x)
 
-    scaled = NOISY[name](denoise, first, 8, S_noise=0.5, randn_like=lambda x: torch.full_like(x, 2.0))
-    torch.testing.assert_close(scaled, NOISY[name](denoise, first, 8, randn_like=ones), rtol=1e-12, atol=1e-12)
+    scaled = NOISY[name](denoise, first, sigma_steps(8), S_noise=0.5, randn_like=lambda x: torch.full_like(x, 2.0))
+    torch.testing.assert_close(
+        scaled, NOISY[name](denoise, first, sigma_steps(8), randn_like=ones), rtol=1e-12, atol=1e-12
+    )
     # Heun churns at all levels; no other sampler adds noise to the last step.
     assert calls == {"heun": 8, "restart": 4}.get(name, 7)
 
@@ -163,21 +165,23 @@ def test_evaluations_and_levels(name: str, num_steps: int):
         return denoise(x, sigma).double()  # as a network of another precision would
 
     options = {"restart": [[3, 2, 0.05, 0.4]]} if name == "restart" else {}
-    out = SAMPLERS[name](noted, noise(3).float(), num_steps, 0.05, 5.0, **options)  # pyright: ignore[reportArgumentType]
+    levels = sigma_steps(num_steps, 0.05, 5.0)
+    out = SAMPLERS[name](noted, noise(3).float(), levels, **options)  # pyright: ignore[reportArgumentType]
     assert out.dtype == torch.float32 and out.isfinite().all()
     expected = {"heun": 2 * num_steps - 1, "restart": 2 * num_steps - 1 + 2 * 2 * 2}
     assert len(seen) == expected.get(name, num_steps)
     assert all(sigma.ndim == 0 and sigma.dtype == torch.float32 and sigma > 0 for sigma in seen)
     assert seen[0] == 5
     if name != "restart":
-        torch.testing.assert_close(torch.stack(seen).unique(), sigma_steps(num_steps, 0.05, 5.0)[:-1].float().flip(0))
+        torch.testing.assert_close(torch.stack(seen).unique(), levels[:-1].float().flip(0))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_settings_of_names_are_the_samplers(name: str):
-    parameters = [*inspect.signature(SAMPLERS[name]).parameters][2:]  # pyright: ignore[reportArgumentType]
+    parameters = [*inspect.signature(SAMPLERS[name]).parameters][3:]  # pyright: ignore[reportArgumentType]
     own = OPTIONS[name]  # pyright: ignore[reportArgumentType]
-    assert sorted(parameters) == sorted([*SCHEDULE, *own, *(["randn_like"] if "S_noise" in own else [])])
+    further = ["randn_like"] * ("S_noise" in own) + ["rho"] * (name == "restart")
+    assert sorted(parameters) == sorted([*own, *further])
     assert SAMPLERS.keys() == OPTIONS.keys() and takers("order") == ["unipc"]
 
 
@@ -185,9 +189,9 @@ def test_eta_is_a_share_of_the_noise():
     """More of it takes the samples further from the flow's."""
     first = noise(500)
     for sampler in (euler_ancestral, dpmpp_2m_sde, dpmpp_3m_sde):
-        still = sampler(denoise, first, 40, eta=0)
+        still = sampler(denoise, first, sigma_steps(40), eta=0)
         away = [
-            float((sampler(denoise, first, 40, eta=eta, randn_like=random_noise(3)) - still).std())
+            float((sampler(denoise, first, sigma_steps(40), eta=eta, randn_like=random_noise(3)) - still).std())
             for eta in (0, 0.1, 0.5, 1)
         ]
         assert away[0] == 0 and all(less < 0.95 * more for less, more in itertools.pairwise(away)), sampler
@@ -235,10 +239,10 @@ def test_restarts_at_the_nearest_level():
 )
 def test_bad_restarts(given: list[list[float]], said: str):
     with pytest.raises(ValueError, match=said):
-        restart(denoise, noise(2), 8, 0.05, 20.0, restart=given)
+        restart(denoise, noise(2), sigma_steps(8, 0.05, 20.0), restart=given)
 
 
 @pytest.mark.parametrize("order", [0, 4])
 def test_bad_order(order: int):
     with pytest.raises(ValueError, match=f"order {order} is not 1, 2 or 3"):
-        unipc(denoise, noise(2), 8, order=order)
+        unipc(denoise, noise(2), sigma_steps(8), order=order)

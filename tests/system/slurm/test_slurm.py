@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load
 
 from helpers.commands import ROOT, TINY_RUN, TRAIN
@@ -14,9 +15,11 @@ from helpers.forks import run_forked
 from helpers.object_store import ObjectStore
 from helpers.runs import difference, stored_snapshots
 from helpers.slurm_cluster import ENDS, NODES, SlurmCluster, wait_for
+from helpers.small_snapshots import NETWORK, small_network, stored
 from recipe.storage.addresses import open_place
 from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
+from recipe.weights.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -234,3 +237,16 @@ def test_samples_by_many_lengths(cluster: SlurmCluster, undisturbed: Place, tmp_
     for length in ("0.080", "0.100", "0.120"):
         assert (tmp_path / "out" / f"{length}.png").is_file(), text
         assert len(list((tmp_path / "out" / length).glob("*.png"))) == 4
+
+
+def test_samples_on_two_nodes(cluster: SlurmCluster, tmp_path: Path):
+    """launch/run.sh with recipe/sample.py: each of two nodes draws its part."""
+    snapshot = tmp_path / snapshot_name(1000, 0.05)
+    save_snapshot(snapshot, stored(small_network(0), torch.float32), SnapshotInfo(NETWORK, 1000, 0.05))
+    options = ["--seeds", "0-31", "--steps", "2", "--device", "cpu", "--out", tmp_path / "out"]
+    line = ["--nodes=2", SCRIPT, "recipe/sample.py", snapshot, *options]
+    job = cluster.submit(*line, folder=tmp_path, TMPDIR=str(tmp_path), RANKS_PER_NODE="1")
+    assert cluster.finish(job, EXPECTED_SECONDS) == "COMPLETED", output(job, tmp_path)
+    assert f"{tmp_path / 'out'}: 32 images of seeds 0-31" in output(job, tmp_path)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 32
+    assert [path.name for path in (tmp_path / "logs" / job).glob("rank*.err")] == ["rank1.err"]
