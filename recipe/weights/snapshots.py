@@ -265,13 +265,21 @@ def load_network(path: Path | str, dtype: torch.dtype = torch.float32) -> tuple[
         SnapshotError: if the file is missing, damaged or not a snapshot.
     """
     with SnapshotReader(path) as reader:
-        tensors = {name: tensor.float() for name, tensor in reader.read_all().items()}
-        try:
-            with torch.device("meta"):
-                net = build_network(reader.info.config, **reader.info.network, dtype=dtype)
-            net.to_empty(device="cpu")
-            net.load_state_dict(tensors)
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise SnapshotError(f"{path}: its tensors do not fit its network ({reason}); make it again") from None
-        return net.eval().requires_grad_(False), reader.info
+        return network_from(reader.info, reader.read_all(), dtype, path), reader.info
+
+
+def network_from(info: SnapshotInfo, tensors: Mapping[str, Tensor], dtype: torch.dtype, path: Path | str) -> Precond:
+    """The network of a snapshot's tensors, as `load_network` has it; `path` is what messages call them.
+
+    Raises:
+        SnapshotError: tensors that do not fit the network that `info` describes.
+    """
+    try:
+        with torch.device("meta"):
+            net = build_network(info.config, **info.network, dtype=dtype)
+        net.to_empty(device="cpu")
+        net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise SnapshotError(f"{path}: its tensors do not fit its network ({reason}); make it again") from None
+    return net.eval().requires_grad_(False)
