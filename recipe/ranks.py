@@ -1,12 +1,13 @@
 """The processes of one launch (composer, torchrun): what its variables say, and how the ranks meet and talk."""
 
 import datetime
+import itertools
 import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ LOOK_SECONDS = 0.2  # seconds between looks at what others wrote; a launcher end
 PATIENCE = 900.0  # seconds that the other ranks of a launch may come later than this one: nodes start at their own pace
 FIRST_WORD, WORDS = 10.0, 30.0  # seconds until a waiting rank says what it waits for, and until it says so again
 NOBODY = 8.0  # seconds after which ranks that must be on this machine, and are not, will not come
+PART = 4 << 20  # bytes that go through the store at once; it refuses messages of more than 8 MiB
 CONNECT = 15.0  # seconds that a connection to an address that answers may take
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NODE_RANK": "0"}
 WAY_OUT = (
@@ -41,6 +43,7 @@ class Ranks:
     size: int = 1
     local_size: int = 1  # ranks on this machine
     store: Any = None
+    rounds: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -70,6 +73,34 @@ class Ranks:
             self.tell(f"prepare/done/{self.rank}", "")
         for rank in range(1, self.size) if self.first else ():
             self.hear(f"prepare/done/{rank}")
+
+    def collect(self, data: bytes) -> Iterator[bytes]:
+        """On rank 0 what each rank gives, in their order and one at a time; on the others, which do not wait, nothing.
+
+        All ranks must call it and `announce` in the same order.
+        """
+        key = f"collect/{next(self.rounds)}"
+        if not self.first:
+            for part, start in enumerate(range(0, len(data), PART)):
+                self.store.set(f"{key}/{self.rank}/{part}", data[start : start + PART])
+            self.tell(f"{key}/{self.rank}", str(-(-len(data) // PART)))
+            return iter(())
+        return itertools.chain([data], (self._collected(f"{key}/{rank}") for rank in range(1, self.size)))
+
+    def _collected(self, key: str) -> bytes:
+        parts = []
+        for part in range(int(self.hear(key))):
+            parts.append(self.store.get(f"{key}/{part}"))
+            self.store.delete_key(f"{key}/{part}")  # it would stay in rank 0's memory
+        return b"".join(parts)
+
+    def announce(self, word: str) -> str:
+        """What rank 0 gives, on all ranks."""
+        key = f"announce/{next(self.rounds)}"
+        if self.first:
+            self.tell(key, word)
+            return word
+        return self.hear(key)
 
     def processors(self) -> int:
         """How many of this machine's are for this rank."""

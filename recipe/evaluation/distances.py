@@ -41,10 +41,15 @@ class FeatureStatistics(Metric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Mean [D] and unbiased covariance [D, D] in float64. Raises ValueError with fewer than 2 features."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 features, and there are {int(self.count)}")
-        mean = self.total / self.count
-        return mean, (self.products - torch.outer(self.total, mean)) / (self.count - 1)
+        return moments(self.count, self.total, self.products)
+
+
+def moments(count: Tensor, total: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and unbiased covariance [D, D] from the sums of `FeatureStatistics`. Raises ValueError if count < 2."""
+    if count < 2:
+        raise ValueError(f"a covariance needs at least 2 features, and there are {int(count)}")
+    mean = total / count
+    return mean, (products - torch.outer(total, mean)) / (count - 1)
 
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:

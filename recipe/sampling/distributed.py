@@ -121,7 +121,7 @@ def draw(
         return len(call)
 
     keepers = ThreadPoolExecutor(4 * in_flight)
-    with _single_threads(on_cpu) as alone:
+    with single_threads(on_cpu) as alone:
         workers = ThreadPoolExecutor(in_flight, initializer=alone)
         pending: deque[Future[int]] = deque()
         try:
@@ -140,7 +140,7 @@ def draw(
 
 
 @contextlib.contextmanager
-def _single_threads(on_cpu: bool) -> Iterator[Callable[[], None]]:
+def single_threads(on_cpu: bool) -> Iterator[Callable[[], None]]:
     """What each thread that draws does first: on the CPU it keeps torch from dividing its work further."""
     threads = torch.get_num_threads()
     try:

@@ -16,7 +16,7 @@ TOP_LEVEL = {
     "requirements.lock",
 }  # fmt: skip
 FLOORS = [
-    "commands", "benchmarks", "training", "preparation", "preparation.sources", "sampling", "evaluation", "planning",
+    "commands", "benchmarks", "training", "evaluation", "preparation", "preparation.sources", "sampling", "planning",
     "weights", "data", "configuration", "storage", "edm2.samplers", "edm2.networks", "edm2", "ranks", "interrupts",
     "terminal", "command_options", "command_line", "notation", "private_names",
 ]  # fmt: skip

@@ -1,0 +1,93 @@
+"""Judges pictures against a reference: all metrics from one pass of features, on any number of ranks.
+
+    features = find_network("inception", device)
+    reference = open_reference("s3://bucket/img64.safetensors")
+    judge = Judge(reference, features, ["fd", "kid"])             # refuses what does not fit together
+    values = judge_network(judge, Drawer(net, settings), wanted, ranks, batch_size=64)
+    values["fd"], values["kid"], values["kid_std"]
+
+The values are the same on all ranks. `judge(pictures, ranks)` does the same for pictures that are there.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from recipe.evaluation.feature_set import FeatureSet
+from recipe.evaluation.features import FeatureNetwork
+from recipe.evaluation.measuring import Numbered, Tally, measure
+from recipe.evaluation.metrics import check_enough, chosen
+from recipe.evaluation.reference import Reference
+from recipe.ranks import Ranks
+from recipe.sampling.distributed import Drawer, Wanted, draw, rows_of, share
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures pictures against a reference.
+
+    Attributes:
+        reference: statistics of data.
+        features: the network that they are of.
+        metrics: names such as "fd" and "kid".
+
+    Raises:
+        EvaluationError: they do not fit together, or the reference is of too few pictures.
+    """
+
+    reference: Reference
+    features: FeatureNetwork
+    metrics: Sequence[str]
+
+    def __post_init__(self) -> None:
+        self.reference.check(self.features, self.metrics)
+
+    def tally(self) -> Tally:
+        """Takes pictures and their numbers, one by one; `values` makes metrics of it."""
+        return Tally(self.features, *self._kept(), self.reference.about.shape)
+
+    def __call__(self, pictures: Iterable[Numbered], ranks: Ranks) -> Mapping[str, float]:
+        """The metrics of this rank's share of numbered pictures and the other ranks' together, on all ranks.
+
+        Raises:
+            EvaluationError: pictures of another size than the reference's, or too few.
+        """
+        shape = self.reference.about.shape
+        return self.values(measure(self.features, pictures, ranks, *self._kept(), shape), ranks)
+
+    def values(self, found: FeatureSet | None, ranks: Ranks) -> Mapping[str, float]:
+        """The metrics of features that are known to rank 0 (None on the others), on all ranks."""
+        computed: dict[str, float] = {}
+        if found is not None:
+            check_enough(self.metrics, found.count, "the set")
+            for metric in chosen(self.metrics):
+                values = metric.compute(found, self.reference.found, self.features.device)
+                computed |= zip(metric.values, values, strict=True)
+        return json.loads(ranks.announce(json.dumps(computed)))
+
+    def _kept(self) -> tuple[bool, bool]:
+        metrics = chosen(self.metrics)
+        return any(metric.keeps_features for metric in metrics), any(metric.keeps_logits for metric in metrics)
+
+
+def judge_network(
+    judge: Judge, drawer: Drawer, wanted: Sequence[Wanted], ranks: Ranks, batch_size: int
+) -> Mapping[str, float]:
+    """The metrics of what a network draws, on all ranks; no picture is stored.
+
+    Args:
+        judge: what it is measured by.
+        drawer: draws.
+        wanted: the images, of which each rank draws its share; no seed twice.
+        ranks: of this launch; on all of them the call is the same.
+        batch_size: images in memory at once on each rank.
+
+    Raises:
+        EvaluationError: fewer images than a metric needs, or of another size than the reference's.
+    """
+    check_enough(judge.metrics, len(wanted), "what is drawn")
+    tally = judge.tally()
+    mine = share(wanted, rows_of(drawer.device), ranks.rank, ranks.size)
+    for _ in draw(drawer, mine, lambda each, picture: tally.add(each.seed, picture), batch_size):
+        pass
+    return judge.values(tally.finish(ranks), ranks)
