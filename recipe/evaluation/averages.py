@@ -4,6 +4,7 @@ What they draw is what sample.py draws from the file that reconstruct.py makes o
 sums in the same order, rounded to float16 as those files are. No file is written.
 """
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipe.edm2.networks.kinds import build_network
 from recipe.sampling.networks import Sampled
 from recipe.weights.posthoc import PosthocError, reconstruct, solve, usable_snapshots
 from recipe.weights.snapshots import SnapshotReader, list_snapshots, network_from
@@ -33,6 +35,11 @@ class Averages:
         device, dtype: of the networks.
         force: also averages that the snapshots support poorly.
 
+    Attributes:
+        latest: time of the last snapshot.
+        identity: of the run, whatever it has been trained to.
+        outline: a network of the run without weights, for what can be checked before there are any.
+
     Raises:
         PosthocError: no snapshots.
         SnapshotError, StorageError: snapshots that cannot be read.
@@ -45,6 +52,9 @@ class Averages:
         with SnapshotReader(self.snapshots[0].path) as first:
             self.info = first.info
             self.identity = first.info.run or first.identity
+            with torch.device("meta"):
+                net = build_network(self.info.config, **self.info.network)
+            self.outline = Sampled(run, net, self.info.dataset, self.info.extra.get("label_dropout"), self.identity)
             parameters = sum(math.prod(shape) for shape in first.shapes().values())
         self.at_once = max(1, HELD_BYTES // (2 * parameters))
         self._expected: list[Key] = []
@@ -79,8 +89,7 @@ class Averages:
         name = f"{self.run}, nimg {nimg}, sigma_rel {sigma_rel:.3f}"
         net = network_from(self.info, self._held[key], self.dtype, name).to(self.device)
         identity = hashlib.sha256(f"{self.identity} {nimg} {sigma_rel:.3f}".encode()).hexdigest()[:16]
-        dropout = self.info.extra.get("label_dropout")
-        sampled = Sampled(name, net, self.info.dataset, dropout, identity)
+        sampled = dataclasses.replace(self.outline, path=name, net=net, identity=identity)
         self._last = key, sampled
         return sampled
 
@@ -90,8 +99,8 @@ class Averages:
         later = [each for each in self._expected[self._place(key) :] if each[0] == key[0] and each != key]
         keys = [key, *later][: self.at_once]
         usable, nimg = usable_snapshots(self.snapshots, key[0])
-        # One by one, since the bits of a solution depend on how many others are solved for beside it, and so on what was
-        # measured before. Poor ones were refused by `check`.
+        # One by one, since the bits of a solution depend on how many others are solved for beside it, and so on what
+        # was measured before. Poor ones were refused by `check`.
         columns = [solve(usable, nimg, [length], force=True)[0] for _, length in keys]
         coefficients = np.concatenate(columns, axis=1)
         weights, _ = reconstruct(usable, coefficients, torch.float16)

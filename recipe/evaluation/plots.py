@@ -120,7 +120,9 @@ def heat_map(results: Sequence[Result], metric: str) -> Figure:
     best = optimum(results, metric)
     if best is not None:
         place = lengths.index(best.point.sigma_rel), strengths.index(best.point.guidance)
-        plot.plot(*place, marker="s", markersize=15, markerfacecolor="none", markeredgecolor="#d1495b", markeredgewidth=2)
+        plot.plot(
+            *place, marker="s", markersize=15, markerfacecolor="none", markeredgecolor="#d1495b", markeredgewidth=2
+        )
     figure.colorbar(image, ax=plot, label=metric)
     plot.set(xlabel="length of the average, sigma_rel", ylabel="guidance")
     return figure

@@ -1,8 +1,8 @@
 """Statistics of a data set's features, which pictures are measured against: one safetensors file.
 
 It holds N, mean and covariance in float64 and, when asked for, the features themselves in float32, which KID,
-precision, recall, density and coverage need. Its metadata say of which network, weights, resizing and pictures they are,
-so that what must not be compared is refused.
+precision, recall, density and coverage need. Its metadata say of which network, weights, resizing and pictures they
+are, so that what must not be compared is refused.
 """
 
 import hashlib

@@ -7,6 +7,7 @@ Several processes share a place if each measures other points (`share`): no file
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from recipe.storage.places import Place, StorageError
 FORMAT = "edm2-recipe sweep 1"
 SETTINGS = "sweep.json"
 POINTS = "points"
+SWEEPS = "sweeps"  # folder of a run in which its sweeps are looked for
 Values = Mapping[str, float]
 """Metrics by name."""
 T = TypeVar("T")
@@ -83,7 +85,7 @@ class Results:
         """Keep a result, whole or not at all. Raises StorageError."""
         tree = {
             "point": result.point.to_json(),
-            "values": {name: value if abs(value) < float("inf") else None for name, value in result.values.items()},
+            "values": {name: value if math.isfinite(value) else None for name, value in result.values.items()},
             "seconds": round(result.seconds, 3),
             "settings": self.settings,
         }
@@ -99,7 +101,7 @@ class Results:
         where = self.place.describe(name)
         try:
             tree: dict[str, Any] = json.loads(self.place.read(name))[FORMAT]
-            values = {str(key): float("nan") if value is None else float(value) for key, value in tree["values"].items()}
+            values = {str(key): math.nan if value is None else float(value) for key, value in tree["values"].items()}
             result = Result(Point.from_json(tree["point"]), values, float(tree["seconds"]))
             settings = dict(tree["settings"])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -150,7 +152,6 @@ class Sweep:
     expect: Callable[[Sequence[Point]], object] = lambda points: None
     ranks: Ranks = field(default_factory=Ranks)
     known: dict[Point, Result] = field(default_factory=dict)
-    calls: int = 0
 
     def __call__(self, points: Sequence[Point]) -> list[Result]:
         """The results of the points, in order. Raises SweepError, StorageError, and what `measure` does."""
@@ -170,13 +171,9 @@ class Sweep:
     def _look(self, points: Sequence[Point]) -> None:
         """Learn what is there already: from the place on rank 0, from rank 0 on the others."""
         unknown = [point for point in dict.fromkeys(points) if point not in self.known]
-        key, self.calls = f"sweep/{self.calls}", self.calls + 1
-        if self.ranks.first:
-            found = [self.results.find(point) for point in unknown]
-            values = [None if result is None else [dict(result.values), result.seconds] for result in found]
-            self.ranks.tell(key, json.dumps(values))
-        else:
-            values = json.loads(self.ranks.hear(key))
-        for point, each in zip(unknown, values, strict=True):
+        found = [self.results.find(point) for point in unknown] if self.ranks.first else []
+        there = [None if result is None else [dict(result.values), result.seconds] for result in found]
+        there = json.loads(self.ranks.announce(json.dumps(there)))
+        for point, each in zip(unknown, there, strict=True):
             if each is not None:
                 self.known[point] = Result(point, each[0], each[1])

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from recipe.evaluation.points import COORDINATES, Axes, shown
 from recipe.evaluation.sweep import Result
 
-RISING = ("precision", "recall", "density", "coverage", "is", "inception")
-"""Starts of the names of metrics that are better when higher; all others are distances."""
+RISING = ("precision", "recall", "density", "coverage", "is")
+"""Values that are better when higher; all others are distances, and spreads."""
 LONGEST = 40  # rows of a table
 
 
 def higher_is_better(metric: str) -> bool:
-    return metric.lower().startswith(RISING)
+    return metric in RISING
 
 
 def cost(metric: str, value: float) -> float:

@@ -12,7 +12,7 @@ import yaml
 from recipe.command_line import UserError
 from recipe.data.facts import DataFacts
 from recipe.evaluation.points import shown
-from recipe.evaluation.sweep import SETTINGS, Result, SweepError, read_results, read_settings
+from recipe.evaluation.sweep import SETTINGS, SWEEPS, Result, SweepError, read_results, read_settings
 from recipe.evaluation.sweep_table import higher_is_better, metrics_of, optimum, varying
 from recipe.reporting.curves import Curve, read_curves
 from recipe.reporting.grids import MOST_BYTES, Grid, read_grids
@@ -23,7 +23,6 @@ from recipe.weights.run_contents import SNAPSHOT_FOLDERS, snapshot_fields
 from recipe.weights.snapshots import SnapshotError, SnapshotReader
 
 CONFIG = "config.yaml"
-SWEEPS = "sweeps"  # the folder in a run in which sweep.py keeps its results
 MOST_TEXT = 2**20  # bytes of a configuration
 MOST_ROWS = 2000  # of a list of files
 

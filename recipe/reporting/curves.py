@@ -1,4 +1,4 @@
-"""The curves of a run from its TensorBoard files: all starts as one, what was trained twice only once, in bounded memory.
+"""The curves of a run from its TensorBoard files: all starts as one, what was trained twice once, in bounded memory.
 
 The files are read record by record, and only numbers are kept: of each curve at most `MOST_POINTS` means over equally
 many steps. Nothing in them is executed; what is no event ends the reading of its file.
@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto import event_pb2
 from tensorboard.util import tensor_util
 
 from recipe.storage.places import Place
@@ -20,6 +21,7 @@ from recipe.storage.places import Place
 MOST_POINTS = 1000  # of a curve
 MOST_CURVES = 400
 PIECE = 16 * 2**20  # bytes of an object that are fetched at once
+_START: int = event_pb2.SessionLog.START  # pyright: ignore[reportAttributeAccessIssue]
 HEAD = 3  # events at the begin of a file among which the step is that its start goes on from
 
 
@@ -136,14 +138,14 @@ def _start(path: Path) -> Start:
     time, first_step = math.inf, None
     for index, event in enumerate(_events(path)):
         time = min(time, event.wall_time)
-        if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+        if event.HasField("session_log") and event.session_log.status == _START:
             first_step = int(event.step)
         if index + 1 == HEAD:
             break
     return Start(path, time, first_step)
 
 
-def _events(path: Path) -> Iterator[Event]:
+def _events(path: Path) -> Iterator[Any]:
     """The events of a file, until it ends or is damaged, as a file that is being written may be at its end."""
     try:
         yield from LegacyEventFileLoader(str(path)).Load()

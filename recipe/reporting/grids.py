@@ -42,7 +42,8 @@ def read_grids(place: Place, most_bytes: int = MOST_BYTES) -> tuple[list[Grid], 
                 broken += 1
     remarks = []
     if len(kept) < len(times):
-        remarks.append(f"{len(kept)} of {len(times)} times are shown, so that all grids stay within {most_bytes:,} bytes")
+        limit = f"so that all grids stay within {most_bytes / 2**20:g} MiB"
+        remarks.append(f"{len(kept)} of {len(times)} times are shown, {limit}")
     if broken:
         remarks.append(f"{broken} files in samples/ are no PNG, and left out")
     return grids, remarks

@@ -1,7 +1,7 @@
 "use strict";
 // The page's charts, slider and tables. All text enters by textContent, so that no name can become markup.
 (function () {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const data = JSON.parse(document.getElementById("drawn").textContent);
   const COLOURS = ["#2a86a8", "#d1495b", "#5d9c79", "#d99a1c", "#8d62a8", "#7b8794", "#b0683a", "#2ca3a0"];
   const WIDTH = 360, HEIGHT = 200, LEFT = 52, RIGHT = 10, TOP = 8, BOTTOM = 24;
 

@@ -1,7 +1,7 @@
 """One HTML page of a run, complete in itself: no other file, no network; what the run holds can only become text.
 
-Its policy (Content-Security-Policy) lets a browser run the one script and use the one style whose digests it names, show
-images that are in the page, and fetch nothing.
+Its policy (Content-Security-Policy) lets a browser run the one script and use the one style whose digests it names,
+show images that are in the page, and fetch nothing.
 """
 
 import base64
@@ -59,7 +59,7 @@ def page(contents: Contents) -> str:
 <noscript><p class="remark">Curves, samples and sweeps need JavaScript.</p></noscript>
 {bodies}
 </main>
-<script type="application/json" id="data">{_json(_data(contents))}</script>
+<script type="application/json" id="drawn">{_json(_data(contents))}</script>
 <script>{SCRIPT}</script>
 </body>
 </html>
@@ -111,9 +111,8 @@ def _sweeps(contents: Contents) -> str:
     parts = [_remarks(contents, "sweeps")]
     for number, (name, settings, results) in enumerate(contents.sweeps):
         summary = f"<summary>{len(results)} points, each measured with these settings</summary>"
-        parts.append(
-            f'<h3>{escape(name)}</h3><details>{summary}{_table(settings.items())}</details><div id="sweep-{number}"></div>'
-        )
+        details = f"<details>{summary}{_table(settings.items())}</details>"
+        parts.append(f'<h3>{escape(name)}</h3>{details}<div id="sweep-{number}"></div>')
     return "".join(parts)
 
 
