@@ -102,6 +102,11 @@ def say(text: str, file: TextIO | None = None) -> None:
         print(text, file=file, flush=True)
 
 
+def remark(text: str) -> None:
+    """Say on standard error, in the name of the command, what is no error; rank 0 speaks for all ranks."""
+    say(f"{os.path.basename(sys.argv[0])}: {text}", sys.stderr)
+
+
 def exit_with(command: str, error: Exception | str, on_every_rank: bool = True, status: int = USAGE_ERROR) -> NoReturn:
     """End a command over bad input: the message, no traceback, status 2. Under a launcher rank 0 speaks for all.
 

@@ -24,8 +24,6 @@ import recipe  # noqa: F401, sets up threads, before torch is loaded
 import argparse
 from pathlib import Path
 
-import torch
-
 from recipe.command_line import exit_with, parse_integers, say
 from recipe.command_options import (
     OptionError,
@@ -33,29 +31,15 @@ from recipe.command_options import (
     address,
     check_file,
     check_folder,
-    choice,
-    real_number,
     refuse_idle,
     whole_number,
     word,
 )
 from recipe.ranks import find_ranks
-from recipe.sampling.distributed import Drawer, Wanted
+from recipe.sampling.drawing_options import add_drawing_options, check_drawing, load_drawing
 from recipe.sampling.job import GRID_MOST, Grid, Job, is_archive
-from recipe.sampling.labels import labels_for
-from recipe.sampling.networks import (
-    LatentPictures,
-    Sampled,
-    check_guidance,
-    check_guide,
-    load,
-    to_pictures,
-    usable_device,
-)
 from recipe.sampling.outputs import picture_name
 from recipe.sampling.pictures import check_grid
-from recipe.sampling.sampler_options import add_sampler_options, sampler_settings
-from recipe.sampling.settings import drawn_by
 from recipe.storage.addresses import is_remote, open_place
 from recipe.storage.own_pictures import FORMATS
 
@@ -63,11 +47,7 @@ from recipe.storage.own_pictures import FORMATS
 def arguments_parser() -> Options:
     parser = Options("sample.py", "Draw images from a snapshot.")
     add = parser.add_argument
-    snapshot = ".safetensors file of a run's snapshots or posthoc folder, local or s3://"
-    add("snapshot", type=address("SNAPSHOT"), help=snapshot)
     add("--seeds", type=word("--seeds"), default="0-39", metavar="LIST", help="one image each (default 0-39)")
-    labels = "classes to go through, by id or name; balanced = all (default), random, or none = unconditional"
-    add("--labels", type=word("--labels"), metavar="LIST", help=labels)
     out = "folder of the images, SEED.png, or a file .zip (official layout), .tar (WebDataset), .npz; local or s3://"
     add("--out", type=address("--out"), required=True, metavar="PLACE", help=out)
     add("--subdirs", action="store_true", help="of a folder: a subfolder for each 1000 seeds")
@@ -77,21 +57,7 @@ def arguments_parser() -> Options:
     add("--columns", type=whole_number("--columns"), metavar="N", help=columns)
     zoom = "enlarge the grid's pixels, for small images (default 1)"
     add("--zoom", type=whole_number("--zoom", most=64), metavar="N", help=zoom)
-    steps = "noise levels of the sampler (default 32)"
-    add("--steps", type=whole_number("--steps"), default=32, metavar="N", help=steps)
-    add("--sigma-min", type=real_number("--sigma-min", above=0), default=0.002, help="last noise level (default 0.002)")
-    add("--sigma-max", type=real_number("--sigma-max", above=0), default=80.0, help="first noise level (default 80)")
-    add("--rho", type=real_number("--rho", above=0), default=7.0, help="spacing of the noise levels (default 7)")
-    add("--guidance", type=real_number("--guidance", least=0), default=1.0, help="1 = none (default)")
-    add("--guide", type=address("--guide"), metavar="SNAPSHOT", help="network to guide away from")
-    add_sampler_options(parser)
-    vae = "of latents: the AutoencoderKL's folder, or OWNER/NAME on the Hugging Face hub"
-    add("--vae", type=address("--vae"), metavar="NAME", help=vae)
-    batch_size = "images in memory at once, which changes no image (default 64)"
-    add("--batch-size", type=whole_number("--batch-size"), default=64, metavar="N", help=batch_size)
-    add("--device", type=word("--device"), default="cuda" if torch.cuda.is_available() else "cpu")
-    dtype = "float32, float16 or bfloat16 (default: float16 on CUDA, else float32)"
-    add("--dtype", type=choice("--dtype", "float32", "float16", "bfloat16"), help=dtype)
+    add_drawing_options(parser)
     overwrite = "replace what is at --out and --grid and not sample.py's own, or drawn by other settings"
     add("--overwrite", action="store_true", help=overwrite)
     return parser
@@ -105,13 +71,6 @@ def check(arguments: argparse.Namespace) -> list[int]:
         raise OptionError(f"--seeds: {error}") from None
     if len(set(seeds)) < len(seeds):
         raise OptionError(f"--seeds {arguments.seeds}: names a seed twice, whose picture would be the same")
-    if arguments.sigma_min >= arguments.sigma_max:
-        noise = f"sigma_min {arguments.sigma_min} and sigma_max {arguments.sigma_max}"
-        raise OptionError(f"--sigma-min: {noise} do not satisfy 0 < sigma_min < sigma_max")
-    if arguments.guide is not None and arguments.guidance == 1:
-        raise OptionError(f"--guide {arguments.guide}: does nothing at --guidance 1; add for example --guidance 2")
-    if arguments.guide == arguments.snapshot:
-        raise OptionError(f"--guide {arguments.guide}: is the snapshot itself, and would do nothing; name a weaker one")
     if arguments.grid is None:
         refuse_idle(arguments, ["--columns", "--zoom"], "is of the grid, and there is none; add --grid grid.png")
     check_out(arguments)
@@ -148,38 +107,22 @@ def check_grid_place(arguments: argparse.Namespace, seeds: list[int]) -> None:
     check_grid(grid, arguments.overwrite)
 
 
-def load_all(arguments: argparse.Namespace, device: torch.device) -> tuple[Sampled, Sampled | None]:
-    """The network and its guide, if there is one, in the precision that was asked for. Raises ValueError."""
-    dtype = getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
-    sampled = load(arguments.snapshot, device, dtype)
-    guide = load(arguments.guide, device, dtype) if arguments.guide else None
-    if guide is not None:
-        check_guide(guide, sampled)
-    return sampled, guide
-
-
 def sample(arguments: argparse.Namespace) -> None:
     """Draw and write what the options ask for. Raises ValueError, OSError."""
     seeds = check(arguments)
-    settings = sampler_settings(arguments)
+    settings = check_drawing(arguments)
     ranks = find_ranks()
-    device = usable_device(arguments.device)
-    sampled, guide = load_all(arguments, device)
-    labels = labels_for(seeds, arguments.labels, sampled.net.label_dim, sampled.facts.class_names)
-    if guide is None and arguments.guidance != 1:
-        check_guidance(sampled, arguments.guidance, labels)
-    pictures = to_pictures(sampled, arguments.vae, device)
-    vae = pictures.sha256() if isinstance(pictures, LatentPictures) else None
+    drawing = load_drawing(arguments, settings, seeds)
     job = Job(
-        [Wanted(seed, label) for seed, label in zip(seeds, labels, strict=True)],
+        drawing.wanted,
         arguments.out,
-        drawn_by(sampled, guide, settings, vae),
+        drawing.settings,
         arguments.subdirs,
         arguments.overwrite,
         None if arguments.grid is None else Grid(arguments.grid, arguments.columns or 10, arguments.zoom or 1),
         arguments.batch_size,
     )
-    done = job.run(Drawer(sampled.net, settings, None if guide is None else guide.net, pictures), ranks)
+    done = job.run(drawing.drawer, ranks)
     say(f"{arguments.out}: {len(seeds)} images of seeds {arguments.seeds}; {done}")
     if job.grid is not None:
         say(f"{arguments.grid}: the first {len(job.shown)} of them, {job.grid.columns} to a row")

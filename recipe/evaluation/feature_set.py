@@ -17,14 +17,14 @@ class FeatureSet:
     """The features of a set of pictures, all tensors on the CPU.
 
     Attributes:
-        count: number of pictures N.
+        count: number of pictures N; None = not known, of a file of another origin.
         mean: [D] in float64.
         covariance: [D, D] in float64, unbiased.
         features: [N, D] in the order of the pictures' numbers; None = not kept.
         logits: [N, K] of a classifier, likewise.
     """
 
-    count: int
+    count: int | None
     mean: Tensor
     covariance: Tensor
     features: Tensor | None = None

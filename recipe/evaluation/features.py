@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recipe.evaluation import dinov2, inception
 from recipe.evaluation.feature_set import EvaluationError
+from recipe.evaluation.network_weights import WeightsChoice, load_weights
 
 Compute = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Features [N, D] and, of a classifier, logits [N, K] of uint8 pictures [N, 3, H, W]."""
@@ -73,8 +75,9 @@ def by_import_path(name: str, device: torch.device) -> FeatureNetwork:
     Raises:
         EvaluationError: no such module, or nothing in it that can be called by this name.
     """
-    found = _imported(name)
-    digest = hashlib.sha256(name.rpartition(":")[2].encode())
+    found = imported(name)
+    function = name.rpartition(":")[2]
+    digest = hashlib.sha256(function.encode())
     source = inspect.getsourcefile(type(found) if isinstance(found, nn.Module) else inspect.unwrap(found))
     digest.update(Path(source).read_bytes() if source else b"")
     if isinstance(found, nn.Module):
@@ -82,12 +85,14 @@ def by_import_path(name: str, device: torch.device) -> FeatureNetwork:
         for key, tensor in found.state_dict().items():
             digest.update(key.encode())
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return FeatureNetwork(name, f"FD ({name})", digest.hexdigest(), device, lambda pictures: (found(pictures), None))
+    return FeatureNetwork(
+        name, f"FD ({function})", digest.hexdigest(), device, lambda pictures: (found(pictures), None)
+    )
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
     if not _PATH.fullmatch(name):
-        raise EvaluationError(f"--features {name}: must be inception, dinov2, or MODULE:FUNCTION to import")
+        raise EvaluationError(f"--features {name}: must be inception, dinov2, dinov2-pil, or MODULE:FUNCTION to import")
     module, _, function = name.partition(":")
     if "" not in sys.path:
         sys.path.append("")  # scripts are looked for in the folder of the script alone
@@ -104,6 +109,32 @@ def _imported(name: str) -> Any:
     return found
 
 
-def find_network(name: str, device: torch.device) -> FeatureNetwork:
-    """The network of a name: inception, dinov2, or MODULE:FUNCTION. Raises EvaluationError."""
+def find_network(name: str, device: torch.device, weights: WeightsChoice | None = None) -> FeatureNetwork:
+    """The network of a name: inception, dinov2, dinov2-pil, or MODULE:FUNCTION.
+
+    On CUDA convolutions no longer round their inputs to TF32 afterwards, in this process, as torch has them do.
+
+    Raises:
+        EvaluationError: no such network, or weights that are missing, damaged or not known.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    choice = weights or WeightsChoice()
+    if name == "inception":
+        tensors, digest = load_weights(inception.WEIGHTS, choice, name)
+        return _published(name, "FID", inception.RULE, digest, device, inception.Inception(tensors, device), True)
+    if name in dinov2.RULES:
+        tensors, digest = load_weights(dinov2.WEIGHTS, choice, name)
+        network = dinov2.DinoV2(tensors, name, device)
+        return _published(name, "FD_DINOv2", dinov2.RULES[name], digest, device, network, False)
+    if choice != WeightsChoice():
+        option = "--weights" if choice.folder else "--accept-weights"
+        raise EvaluationError(f"{option}: is of inception and dinov2; leave it out with --features {name}")
     return by_import_path(name, device)
+
+
+def _published(
+    name: str, title: str, rule: str, weights: str, device: torch.device, compute: Compute, has_logits: bool
+) -> FeatureNetwork:
+    digest = hashlib.sha256(f"{rule} {weights}".encode()).hexdigest()
+    return FeatureNetwork(name, title, digest, device, compute, has_logits)

@@ -15,11 +15,18 @@ from dataclasses import dataclass
 
 from recipe.evaluation.feature_set import FeatureSet
 from recipe.evaluation.features import FeatureNetwork
-from recipe.evaluation.measuring import Numbered, Tally, measure
+from recipe.evaluation.measuring import EVERY, Keep, Numbered, Tally, measure
 from recipe.evaluation.metrics import check_enough, chosen
 from recipe.evaluation.reference import Reference
 from recipe.ranks import Ranks
 from recipe.sampling.distributed import Drawer, Wanted, draw, rows_of, share
+
+
+def keep_for(metrics: Sequence[str]) -> Keep:
+    """What must be kept of each picture for metrics of these names."""
+    found = chosen(metrics)
+    features = EVERY if any(metric.keeps_features for metric in found) else ()
+    return Keep(features, any(metric.keeps_logits for metric in found))
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,14 @@ class Judge:
     def __post_init__(self) -> None:
         self.reference.check(self.features, self.metrics)
 
+    @property
+    def keep(self) -> Keep:
+        """What the metrics need of each picture."""
+        return keep_for(self.metrics)
+
     def tally(self) -> Tally:
         """Takes pictures and their numbers, one by one; `values` makes metrics of it."""
-        return Tally(self.features, *self._kept(), self.reference.about.shape)
+        return Tally(self.features, self.keep, self.reference.about.resolution)
 
     def __call__(self, pictures: Iterable[Numbered], ranks: Ranks) -> Mapping[str, float]:
         """The metrics of this rank's share of numbered pictures and the other ranks' together, on all ranks.
@@ -52,22 +64,19 @@ class Judge:
         Raises:
             EvaluationError: pictures of another size than the reference's, or too few.
         """
-        shape = self.reference.about.shape
-        return self.values(measure(self.features, pictures, ranks, *self._kept(), shape), ranks)
+        found = measure(self.features, pictures, ranks, self.keep, self.reference.about.resolution)
+        return self.values(found, ranks)
 
     def values(self, found: FeatureSet | None, ranks: Ranks) -> Mapping[str, float]:
         """The metrics of features that are known to rank 0 (None on the others), on all ranks."""
         computed: dict[str, float] = {}
         if found is not None:
-            check_enough(self.metrics, found.count, "the set")
+            assert found.count is not None, "they were counted"
+            check_enough(self.metrics, found.count, "the set has")
             for metric in chosen(self.metrics):
                 values = metric.compute(found, self.reference.found, self.features.device)
                 computed |= zip(metric.values, values, strict=True)
         return json.loads(ranks.announce(json.dumps(computed)))
-
-    def _kept(self) -> tuple[bool, bool]:
-        metrics = chosen(self.metrics)
-        return any(metric.keeps_features for metric in metrics), any(metric.keeps_logits for metric in metrics)
 
 
 def judge_network(
@@ -85,7 +94,7 @@ def judge_network(
     Raises:
         EvaluationError: fewer images than a metric needs, or of another size than the reference's.
     """
-    check_enough(judge.metrics, len(wanted), "what is drawn")
+    check_enough(judge.metrics, len(wanted), "to be drawn are")
     tally = judge.tally()
     mine = share(wanted, rows_of(drawer.device), ranks.rank, ranks.size)
     for _ in draw(drawer, mine, lambda each, picture: tally.add(each.seed, picture), batch_size):

@@ -7,8 +7,9 @@ ranks and the other pictures are. Sums are in float64. What is kept is put in th
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load, save
@@ -21,9 +22,27 @@ from recipe.ranks import Ranks
 from recipe.sampling.distributed import rows_of, single_threads
 
 WAITING = 4  # calls' worth of pictures that wait for others in the rows that they leave free
+EVERY: Container[int] = range(2**63)
+"""All numbers that a picture can have."""
 STATE = ("count", "total", "products")  # of FeatureStatistics
 Numbered = tuple[Sequence[int], Tensor]
 """Pictures uint8 [N, C, H, W] and their numbers, which no others have."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of each picture beside sums, on the CPU and in the end on rank 0.
+
+    Attributes:
+        features: of which numbers, 4 D bytes each.
+        logits: those of a classifier, 4 K bytes of each picture.
+    """
+
+    features: Container[int] = ()
+    logits: bool = False
+
+
+NOTHING = Keep()
 
 
 class Tally:
@@ -31,26 +50,20 @@ class Tally:
 
     Args:
         network: gives the features.
-        keep_features, keep_logits: keep those of each picture, 4 D and 4 K bytes, on the CPU.
-        shape: [C, H, W] that pictures must have; None = that of the first.
+        keep: what is kept.
+        resolution: height and width that pictures must have; None = those of the first.
     """
 
-    def __init__(
-        self,
-        network: FeatureNetwork,
-        keep_features: bool = False,
-        keep_logits: bool = False,
-        shape: Sequence[int] | None = None,
-    ):
+    def __init__(self, network: FeatureNetwork, keep: Keep = Keep(), resolution: int | None = None):
         self.network = network
-        self.keep_features, self.keep_logits = keep_features, keep_logits
+        self.keep = keep
         self.rows = rows_of(network.device)
         self.waiting: list[deque[tuple[int, Tensor]]] = [deque() for _ in range(self.rows)]
         self.statistics: FeatureStatistics | None = None
         self.numbers: list[int] = []
-        self.kept: dict[str, list[Tensor]] = {"features": [], "logits": []}
+        self.kept: dict[str, list[Tensor]] = {"features": [], "kept_numbers": [], "logits": []}
+        self.size = None if resolution is None else (resolution, resolution)
         self.lock = threading.Lock()
-        self.shape = None if shape is None else torch.Size(shape)
 
     def add(self, number: int, picture: Tensor) -> None:
         """See one picture, uint8 [C, H, W]; the thread that completes a call computes it."""
@@ -66,13 +79,14 @@ class Tally:
         Raises:
             EvaluationError: it has another shape than those before.
         """
+        size = tuple(picture.shape[1:])
         with self.lock:
-            if self.shape not in (None, picture.shape):
+            if self.size not in (None, size):
                 raise EvaluationError(
-                    f"a picture of {shown(picture.shape)} among, or against, such of {shown(self.shape)}: features "
-                    "depend on the size; bring all to one"
+                    f"a picture of {size[1]}x{size[0]} pixels where {self.size[1]}x{self.size[0]} are wanted: features "
+                    "depend on the size; bring all pictures, and the reference, to one"
                 )
-            self.shape = picture.shape
+            self.size = size
             self.waiting[number % self.rows].append((number, picture))
             full = all(self.waiting) or sum(map(len, self.waiting)) >= WAITING * self.rows
             return self._take() if full else {}
@@ -98,9 +112,11 @@ class Tally:
                 self.statistics = statistics.to(features.device)
             self.statistics.update(features)
             self.numbers += call
-            if self.keep_features:
-                self.kept["features"].append(features.cpu())
-            if self.keep_logits:
+            kept = [index for index, number in enumerate(call) if number in self.keep.features]
+            if kept:
+                self.kept["features"].append(features[kept].cpu())
+                self.kept["kept_numbers"].append(torch.tensor(list(call))[kept])
+            if self.keep.logits:
                 assert logits is not None, "the metrics were checked against the network"
                 self.kept["logits"].append(logits[rows].float().cpu())
         return len(call)
@@ -122,9 +138,8 @@ class Tally:
         if sum(len(part["numbers"]) for part in seen) < 2:
             raise EvaluationError("there are fewer than 2 pictures, of which nothing can be measured")
         count, total, products = (torch.stack([part[name] for part in seen]).sum(dim=0) for name in STATE)
-        order = torch.cat([part["numbers"] for part in seen]).argsort()
-        kept = {name: torch.cat([part[name] for part in seen])[order] for name in self.kept if name in seen[0]}
-        return FeatureSet(int(count), *moments(count, total, products), **kept)
+        features, logits = _ordered(seen, "features", "kept_numbers"), _ordered(seen, "logits", "numbers")
+        return FeatureSet(int(count), *moments(count, total, products), features, logits)
 
     def _state(self) -> dict[str, Tensor]:
         found = {"numbers": torch.tensor(self.numbers, dtype=torch.int64)}
@@ -136,13 +151,21 @@ class Tally:
         return save(self._state()) if ranks.size > 1 else b""
 
 
+def _ordered(parts: Sequence[dict[str, Tensor]], name: str, numbers: str) -> Tensor | None:
+    """The rows of all parts in the order of their numbers; None if there are none."""
+    holding = [part for part in parts if name in part]
+    if not holding:
+        return None
+    order = torch.cat([part[numbers] for part in holding]).argsort()
+    return torch.cat([part[name] for part in holding])[order]
+
+
 def measure(
     network: FeatureNetwork,
     pictures: Iterable[Numbered],
     ranks: Ranks,
-    keep_features: bool = False,
-    keep_logits: bool = False,
-    shape: Sequence[int] | None = None,
+    keep: Keep = Keep(),
+    resolution: int | None = None,
 ) -> FeatureSet | None:
     """The features of pictures, of which each rank is given its share; on rank 0, None on the others.
 
@@ -151,7 +174,7 @@ def measure(
     Raises:
         EvaluationError: pictures of several sizes, fewer than two, or a network that does not give features.
     """
-    tally = Tally(network, keep_features, keep_logits, shape)
+    tally = Tally(network, keep, resolution)
     on_cpu = network.device.type == "cpu"
     in_flight = torch.get_num_threads() if on_cpu else 1
     with single_threads(on_cpu) as alone, ThreadPoolExecutor(in_flight, initializer=alone) as workers:
@@ -166,8 +189,3 @@ def measure(
         for each in pending:
             each.result()
     return tally.finish(ranks)
-
-
-def shown(shape: Sequence[int] | None) -> str:
-    """[C, H, W] for people."""
-    return "unknown size" if shape is None else f"{shape[0]}x{shape[1]}x{shape[2]}"

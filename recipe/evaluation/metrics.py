@@ -73,7 +73,11 @@ def chosen(names: Sequence[str]) -> Sequence[Metric]:
 
 
 def check_enough(names: Sequence[str], count: int, what: str) -> None:
-    """Raises EvaluationError if there are too few pictures for one of the metrics; `what` says of which set."""
+    """Raises EvaluationError if there are too few pictures for one of the metrics.
+
+    Args:
+        what: has so many, for messages: "the set has".
+    """
     for name, metric in zip(names, chosen(names), strict=True):
         if count < metric.least:
-            raise EvaluationError(f"--metrics {name}: needs at least {metric.least} pictures, but {what} has {count}")
+            raise EvaluationError(f"--metrics {name}: needs at least {metric.least} pictures, but {what} {count}")

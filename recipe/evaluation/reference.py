@@ -34,18 +34,18 @@ class About:
     Attributes:
         features: name of the network.
         digest: of network, weights and resizing.
-        shape: [C, H, W] of the pictures.
+        resolution: height and width of the pictures.
         source: what they were made from.
-        pictures_digest: of the pictures themselves, in their order.
+        source_hash: digest of the list of its pictures.
         crop: how they came to their size; None also if they had it.
         images_per_class: by class id; "-1" = without a class.
     """
 
     features: str
     digest: str | None = None
-    shape: Sequence[int] | None = None
+    resolution: int | None = None
     source: str | None = None
-    pictures_digest: str | None = None
+    source_hash: str | None = None
     crop: str | None = None
     images_per_class: Mapping[str, int] | None = None
 
@@ -86,14 +86,14 @@ class Reference:
                 raise EvaluationError(
                     f"--metrics {name}: needs a classifier, which {network.name} is not; leave it out"
                 )
-        of_reference = [name for name, m in zip(metrics, chosen(metrics), strict=True) if not m.keeps_logits]
-        check_enough(of_reference, self.found.count, self.path)
+            if metric.keeps_features and self.found.features is not None:
+                check_enough([name], len(self.found.features), f"{self.path} keeps the features of")
 
 
 def differences(one: About, other: About) -> Sequence[str]:
     """Why two statistics must not be compared: a few words for each reason."""
     reasons = []
-    for name, what in (("features", "features"), ("digest", "weights or resizing"), ("shape", "size of the pictures")):
+    for name, what in (("features", "features"), ("digest", "weights or resizing"), ("resolution", "resolution")):
         left, right = getattr(one, name), getattr(other, name)
         if None not in (left, right) and left != right:
             reasons.append(f"{what} ({_short(left)} and {_short(right)})")
@@ -127,18 +127,17 @@ def load_reference(path: Path, shown: str) -> Reference:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
         about = About(**{field.name: header[field.name] for field in fields(About)})
         found = FeatureSet(header["count"], tensors["mean"], tensors["covariance"], tensors.get("features"))
-        whole = header["format"] == FORMAT and _digest(tensors) == header["tensors"] and _fits(found)
+        if header["format"] == FORMAT and _digest(tensors) == header["tensors"] and _fits(found):
+            return Reference(shown, about, found)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise EvaluationError(f"{shown}: is no whole file of statistics of this version; {AGAIN}")
-    return Reference(shown, about, found)
+        pass  # the same line as for one that is whole but not as it should be
+    raise EvaluationError(f"{shown}: is no whole file of statistics of this version; {AGAIN}")
 
 
 def _fits(found: FeatureSet) -> bool:
     width = len(found.mean)
     features = found.features
-    kept = features is None or (features.ndim == 2 and features.shape == (found.count, width))
+    kept = features is None or (features.ndim == 2 and features.shape[1] == width)
     moments = found.mean.dtype == found.covariance.dtype == torch.float64
     return moments and found.covariance.shape == (width, width) and kept
 

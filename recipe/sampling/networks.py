@@ -1,13 +1,12 @@
 """Networks for sampling: from a snapshot, with what makes pictures of their images."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from recipe.command_line import UserError, launcher_number, say
+from recipe.command_line import UserError, launcher_number, remark
 from recipe.data.autoencoder import Vae, VaeFiles, find_vae
 from recipe.data.facts import LATENTS, PIXELS, DataFacts
 from recipe.edm2.images import to_pixels
@@ -80,8 +79,7 @@ def check_guidance(sampled: Sampled, guidance: float, labels: Sequence[int]) -> 
             f"{fix}"
         )
     if dropout is None:
-        note = f"sample.py: {wish} supposes label dropout in training, of which {sampled.path} says nothing"
-        say(note, sys.stderr)
+        remark(f"{wish} supposes label dropout in training, of which {sampled.path} says nothing")
 
 
 class LatentPictures:
@@ -134,7 +132,7 @@ def to_pictures(sampled: Sampled, vae: str | None, device: torch.device) -> Call
     files.check_latents(sampled.net.img_channels, path)
     if facts.vae_sha256 not in (None, files.sha256()):
         # No error: some autoencoders differ in their decoder alone.
-        say(f"sample.py: --vae {vae} has other weights than {facts.vae} of the data", sys.stderr)
+        remark(f"--vae {vae} has other weights than {facts.vae} of the data")
     return LatentPictures(files, whitening, device)
 
 

