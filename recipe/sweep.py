@@ -24,9 +24,10 @@ from pathlib import Path
 import torch
 
 from recipe.command_line import exit_with, say
-from recipe.command_options import Options, address, check_folder, choice, real_number, whole_number, word
+from recipe.command_options import Options, address, check_folder, choice, local_path, whole_number, word
 from recipe.evaluation.averages import Averages
 from recipe.evaluation.coordinate_search import coordinate_search
+from recipe.evaluation.metrics import check_enough
 from recipe.evaluation.point_measure import PointMeasure
 from recipe.evaluation.points import Axes
 from recipe.evaluation.sweep import SWEEPS, Results, Sweep, share
@@ -43,9 +44,9 @@ from recipe.evaluation.sweep_options import (
 from recipe.evaluation.sweep_table import borders, csv_text, optimum, table
 from recipe.ranks import find_ranks
 from recipe.sampling.distributed import Wanted
+from recipe.sampling.drawing_options import add_sampling_options
 from recipe.sampling.labels import labels_for
 from recipe.sampling.networks import LatentPictures, check_guidance, to_pictures, usable_device
-from recipe.sampling.sampler_options import add_sampler_options
 from recipe.storage.addresses import is_remote, open_place
 
 
@@ -55,6 +56,12 @@ def arguments_parser() -> Options:
     add("run", type=address("RUN"), help="folder of the run, local or s3://bucket/folder")
     ref = "statistics of the data, which recipe/evaluate.py ref makes"
     add("--ref", type=address("--ref"), required=True, metavar="FILE", help=ref)
+    features = "feature network: inception, dinov2, dinov2-pil or MODULE:FUNCTION (default: that of --ref)"
+    add("--features", type=word("--features"), metavar="NAME", help=features)
+    weights = "folder of the published weights of inception and dinov2 (default: fetched once)"
+    add("--weights", type=local_path("--weights"), metavar="DIR", help=weights)
+    accept = "SHA-256 of a file of weights that is not known here, or any"
+    add("--accept-weights", type=word("--accept-weights"), metavar="SHA256", help=accept)
     metric = "metrics fd, kid, pr, dc, is; the first value decides which point is best (default fd)"
     add("--metric", type=word("--metric"), default="fd", metavar="LIST", help=metric)
     lengths = "lengths of the average: 0.05,0.10 or start:end:step"
@@ -66,36 +73,16 @@ def arguments_parser() -> Options:
     add("--nimg", type=word("--nimg"), metavar="LIST", help=nimg)
     guide = "guiding network: a snapshot, or a run with --guide-sigma-rel (default: the network without labels)"
     add("--guide", type=address("--guide"), metavar="PLACE", help=guide)
-    add(
-        "--guide-sigma-rel", type=word("--guide-sigma-rel"), metavar="LIST", help="lengths of the guiding run's average"
-    )
+    guides = "lengths of the guiding run's average"
+    add("--guide-sigma-rel", type=word("--guide-sigma-rel"), metavar="LIST", help=guides)
     add("--guide-nimg", type=word("--guide-nimg"), metavar="IMAGES", help="its time (default: its latest)")
     add("--num", type=whole_number("--num", least=2), default=50000, metavar="N", help="pictures at each point (50000)")
-    labels = "classes to go through, by id or name; balanced = all (default), random, or none"
-    add("--labels", type=word("--labels"), metavar="LIST", help=labels)
     search = "grid = all points (default); coordinate = one coordinate after another, far fewer points"
     add("--search", type=choice("--search", "grid", "coordinate"), default="grid", help=search)
     task = "measure every N-th point, from I on, of a grid: I/N, of tasks that share --out"
     add("--task", type=word("--task"), metavar="I/N", help=task)
     add("--out", type=address("--out"), metavar="PLACE", help="results, local or s3:// (default: RUN/sweeps/METRIC)")
-    add(
-        "--steps",
-        type=whole_number("--steps"),
-        default=32,
-        metavar="N",
-        help="noise levels of the sampler (default 32)",
-    )
-    add("--sigma-min", type=real_number("--sigma-min", above=0), default=0.002, help="last noise level (default 0.002)")
-    add("--sigma-max", type=real_number("--sigma-max", above=0), default=80.0, help="first noise level (default 80)")
-    add("--rho", type=real_number("--rho", above=0), default=7.0, help="spacing of the noise levels (default 7)")
-    add_sampler_options(parser, interval=False)
-    vae = "of latents: the AutoencoderKL's folder, or OWNER/NAME on the Hugging Face hub"
-    add("--vae", type=address("--vae"), metavar="NAME", help=vae)
-    batch_size = "images in memory at once (default 64)"
-    add("--batch-size", type=whole_number("--batch-size"), default=64, metavar="N", help=batch_size)
-    add("--device", type=word("--device"), default="cuda" if torch.cuda.is_available() else "cpu")
-    dtype = "float32, float16 or bfloat16 (default: float16 on CUDA, else float32)"
-    add("--dtype", type=choice("--dtype", "float32", "float16", "bfloat16"), help=dtype)
+    add_sampling_options(parser)
     add("--force", action="store_true", help="also averages that the snapshots support poorly")
     return parser
 
@@ -111,6 +98,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Axes, PointMeasure, Results]
     settings = sweep_settings(arguments, axes)
     seeds = range(arguments.num)
     outline = averages.outline
+    check_enough(judge.metrics, arguments.num, "--num asks for")
     labels = labels_for(seeds, arguments.labels, outline.net.label_dim, outline.facts.class_names)
     strongest = max(axes.guidance, key=lambda strength: abs(strength - 1))
     if guide is None and strongest != 1:

@@ -18,10 +18,13 @@ from recipe.evaluation.coordinate_search import Cost
 from recipe.evaluation.features import find_network
 from recipe.evaluation.judging import Judge
 from recipe.evaluation.metrics import chosen
+from recipe.evaluation.network_weights import WeightsChoice
 from recipe.evaluation.point_measure import Guide, GuideRun
 from recipe.evaluation.points import Axes, Point
+from recipe.evaluation.statistics_files import open_reference
 from recipe.evaluation.sweep import Sweep
 from recipe.evaluation.sweep_table import cost
+from recipe.sampling.drawing_options import check_schedule
 from recipe.sampling.networks import check_guide, load
 from recipe.sampling.sampler_options import levels, sampler_settings
 from recipe.weights.posthoc import PosthocError
@@ -32,6 +35,7 @@ SUFFIX = ".safetensors"  # of a snapshot, by which a guide is told from a run
 def check(arguments: argparse.Namespace) -> None:
     """What can be said against the options before a file is read. Raises OptionError."""
     chosen(arguments.metric.split(","))
+    check_schedule(arguments)
     _lengths(arguments.sigma_rel, "--sigma-rel")
     strengths = _strengths(arguments.guidance)
     if strengths == [1]:
@@ -89,12 +93,10 @@ def axes_of(arguments: argparse.Namespace, averages: Averages) -> Axes:
 
 def find_judge(arguments: argparse.Namespace, device: torch.device) -> Judge:
     """The judge of --ref and --metric. Raises EvaluationError, StorageError."""
-    from pathlib import Path
-
-    from recipe.evaluation.reference import load_reference
-
-    reference = load_reference(Path(arguments.ref), arguments.ref)
-    return Judge(reference, find_network(reference.about.features, device), arguments.metric.split(","))
+    reference = open_reference(arguments.ref, arguments.features or "inception")
+    weights = WeightsChoice(arguments.weights, arguments.accept_weights)
+    features = find_network(arguments.features or reference.about.features, device, weights)
+    return Judge(reference, features, arguments.metric.split(","))
 
 
 def find_guide(arguments: argparse.Namespace, averages: Averages) -> Guide:
@@ -118,9 +120,6 @@ def find_guide(arguments: argparse.Namespace, averages: Averages) -> Guide:
 
 def sweep_settings(arguments: argparse.Namespace, axes: Axes) -> SamplerSettings:
     """The sampler's settings, which go with each strength and interval of the sweep. Raises OptionError."""
-    if arguments.sigma_min >= arguments.sigma_max:
-        noise = f"sigma_min {arguments.sigma_min} and sigma_max {arguments.sigma_max}"
-        raise OptionError(f"--sigma-min: {noise} do not satisfy 0 < sigma_min < sigma_max")
     strongest = max(axes.guidance, key=lambda strength: abs(strength - 1))
     given = argparse.Namespace(**{**vars(arguments), "guidance": strongest, "guidance_interval": None})
     settings = sampler_settings(given)

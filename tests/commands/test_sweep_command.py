@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = measure(network, [(range(64), noise)], Ranks())
     assert found is not None
-    save_reference(folder / "ref.safetensors", About(network.name, network.digest, (1, 8, 8)), found)
+    save_reference(folder / "ref.safetensors", About(network.name, network.digest, 8), found)
     return folder
 
 
@@ -175,6 +175,7 @@ LENGTHS = ("--sigma-rel", "0.1")
         ((*LENGTHS, "--task", "1"), "must be I/N"),
         ((*LENGTHS, "--task", "0/2", "--search", "coordinate"), "is of a grid"),
         ((*LENGTHS, "--num", "1"), "--num 1: must be at least 2"),
+        ((*LENGTHS, "--metric", "fd,is"), "needs a classifier"),
         ((*LENGTHS, "--labels", "12"), "--labels 12: the network knows the classes 0 to 9"),
         ((*LENGTHS, "--vae", "x"), "--vae x:"),
         ((*LENGTHS, "--ref", "none.safetensors"), "none.safetensors"),
