@@ -105,7 +105,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Axes, PointMeasure, Results]
         check_guidance(outline, strongest, labels)
     pictures = to_pictures(outline, arguments.vae, device)
     wanted = [Wanted(seed, label) for seed, label in zip(seeds, labels, strict=True)]
-    measure = PointMeasure(judge, averages, guide, settings, wanted, pictures, ranks, arguments.batch_size)
+    likely = axes.sigma_rel if arguments.search == "coordinate" else ()
+    measure = PointMeasure(judge, averages, guide, settings, wanted, pictures, ranks, arguments.batch_size, likely)
     vae = pictures.sha256() if isinstance(pictures, LatentPictures) else None
     results = Results(open_place(arguments.out), measure.measured_with(arguments.labels or "balanced", vae))
     return axes, measure, results
@@ -129,6 +130,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         found = list(run.known.values())
     else:
         found = run(share(axes.grid(), *task))
+    measure.ranks.gather()
     if not measure.ranks.first:
         return
     print(table(found, metric))

@@ -58,6 +58,7 @@ class Averages:
             parameters = sum(math.prod(shape) for shape in first.shapes().values())
         self.at_once = max(1, HELD_BYTES // (2 * parameters))
         self._expected: list[Key] = []
+        self._likely: list[float] = []
         self._held: dict[Key, dict[str, Tensor]] = {}
         self._last: tuple[Key, Sampled] | None = None
         self.passes = 0  # over the snapshots
@@ -75,9 +76,15 @@ class Averages:
             except PosthocError as error:
                 raise PosthocError(f"{self.run}: {error}") from None
 
-    def expect(self, keys: Sequence[Key]) -> None:
-        """Say which averages will be asked for, in order, so that one pass over the snapshots makes several."""
+    def expect(self, keys: Sequence[Key], likely: Sequence[float] = ()) -> None:
+        """Say which averages will be asked for, so that one pass over the snapshots makes several.
+
+        Args:
+            keys: those that will, in order.
+            likely: lengths that may be; the nearest to those above are made as far as there is room.
+        """
         self._expected = list(dict.fromkeys(keys))
+        self._likely = list(likely)
 
     def network(self, nimg: int, sigma_rel: float) -> Sampled:
         """The network of an average, on the device. Raises SnapshotError, StorageError."""
@@ -97,7 +104,8 @@ class Averages:
         """Make an average, and with it those of the same time that are expected next, in place of those held."""
         self._held = {}
         later = [each for each in self._expected[self._place(key) :] if each[0] == key[0] and each != key]
-        keys = [key, *later][: self.at_once]
+        near = sorted(self._likely, key=lambda length: (abs(length - key[1]), length))
+        keys = list(dict.fromkeys([key, *later, *((key[0], length) for length in near)]))[: self.at_once]
         usable, nimg = usable_snapshots(self.snapshots, key[0])
         # One by one, since the bits of a solution depend on how many others are solved for beside it, and so on what
         # was measured before. Poor ones were refused by `check`.

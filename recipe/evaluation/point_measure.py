@@ -44,6 +44,7 @@ class PointMeasure:
         pictures: makes pictures of what a network makes.
         ranks: of the launch.
         batch_size: images in memory at once on each rank.
+        likely: lengths that a search may come to.
     """
 
     judge: Judge
@@ -54,10 +55,11 @@ class PointMeasure:
     pictures: Callable[[Tensor], Tensor]
     ranks: Ranks
     batch_size: int
+    likely: Sequence[float] = ()
 
     def expect(self, points: Sequence[Point]) -> None:
         """Be told which points come, in order, so that one pass over snapshots makes several averages."""
-        self.averages.expect([(point.nimg, point.sigma_rel) for point in points])
+        self.averages.expect([(point.nimg, point.sigma_rel) for point in points], self.likely)
         if isinstance(self.guide, GuideRun):
             lengths = [point.guide_sigma_rel for point in points if point.guide_sigma_rel is not None]
             self.guide.averages.expect([(self.guide.nimg, length) for length in lengths])

@@ -106,16 +106,16 @@ def _run_name(config: str) -> str | None:
 
 def _read_files(contents: Contents, place: Place, entries: Sequence[Entry]) -> None:
     rows = []
-    for entry in entries:
+    for entry in reversed(entries):
         if fields := snapshot_fields(entry.name):
             nimg = f"{int(fields['nimg'])}"
             rows.append((fields["kind"], nimg, fields["sigma_rel"], *_size_and_time(entry.size, entry.modified)))
-    for checkpoint in list_checkpoints(place.child("checkpoints")):
+    for checkpoint in reversed(list_checkpoints(place.child("checkpoints"))):
         modified = max(entry.modified for entry in checkpoint.files)
         rows.append(("checkpoint", f"batch {checkpoint.batch}", "", *_size_and_time(checkpoint.size, modified)))
     if len(rows) > MOST_ROWS:
-        contents.remarks["files"] = [f"only the last {MOST_ROWS} of {len(rows)} are listed"]
-    contents.files = rows[-MOST_ROWS:]
+        contents.remarks["files"] = [f"only {MOST_ROWS} of {len(rows)} are listed"]
+    contents.files = rows[:MOST_ROWS]
 
 
 def _size_and_time(size: int, modified: float) -> tuple[str, str]:

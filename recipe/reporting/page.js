@@ -3,7 +3,7 @@
 (function () {
   const data = JSON.parse(document.getElementById("drawn").textContent);
   const COLOURS = ["#2a86a8", "#d1495b", "#5d9c79", "#d99a1c", "#8d62a8", "#7b8794", "#b0683a", "#2ca3a0"];
-  const WIDTH = 360, HEIGHT = 200, LEFT = 52, RIGHT = 10, TOP = 8, BOTTOM = 24;
+  const LEFT = 52, RIGHT = 16, TOP = 8, BOTTOM = 24;  // margins of a chart
 
   function make(name, attributes, children) {
     const node = document.createElement(name);
@@ -101,17 +101,18 @@
       place.append(make("p", { class: "quiet" }, ["no finite values"]));
       return;
     }
+    const width = options.wide ? 720 : 360, height = options.wide ? 300 : 200;
     const across = scale(lines.flatMap((line) => line.points.map((point) => point[0])), false);
     const up = scale(lines.flatMap((line) => line.points.map((point) => point[1])), log);
-    const x = (given) => LEFT + across.at(given) * (WIDTH - LEFT - RIGHT);
-    const y = (given) => HEIGHT - BOTTOM - up.at(given) * (HEIGHT - TOP - BOTTOM);
-    const svg = draw("svg", { viewBox: "0 0 " + WIDTH + " " + HEIGHT, role: "img", "aria-label": options.name });
+    const x = (given) => LEFT + across.at(given) * (width - LEFT - RIGHT);
+    const y = (given) => height - BOTTOM - up.at(given) * (height - TOP - BOTTOM);
+    const svg = draw("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": options.name });
     for (const tick of up.ticks) {
-      svg.append(draw("path", { class: "axis", d: "M" + LEFT + " " + y(tick) + "H" + (WIDTH - RIGHT) }));
+      svg.append(draw("path", { class: "axis", d: "M" + LEFT + " " + y(tick) + "H" + (width - RIGHT) }));
       svg.append(draw("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, [short(tick)]));
     }
     for (const tick of across.ticks) {
-      svg.append(draw("text", { x: x(tick), y: HEIGHT - 7, "text-anchor": "middle" }, [short(tick)]));
+      svg.append(draw("text", { x: x(tick), y: height - 7, "text-anchor": "middle" }, [short(tick)]));
     }
     lines.forEach((line, index) => {
       const colour = COLOURS[index % COLOURS.length];
@@ -121,24 +122,25 @@
         for (const point of line.points) svg.append(draw("circle", { cx: x(point[0]), cy: y(point[1]), r: 3, fill: colour }));
       }
     });
-    hover(svg, value, resting, options, lines, x, y);
+    hover(svg, value, resting, options, lines, x, y, width, height);
     place.append(svg);
   }
-  function hover(svg, value, resting, options, lines, x, y) {
+  function hover(svg, value, resting, options, lines, x, y, width, height) {
     const cross = draw("path", { class: "cross", d: "" });
     const dot = draw("circle", { r: 4, fill: "none", stroke: "currentColor", visibility: "hidden" });
     svg.append(cross, dot);
     svg.addEventListener("pointermove", (event) => {
       const frame = svg.getBoundingClientRect();
-      const at = (event.clientX - frame.left) * WIDTH / frame.width, height = (event.clientY - frame.top) * HEIGHT / frame.height;
+      const at = (event.clientX - frame.left) * width / frame.width;
+      const level = (event.clientY - frame.top) * height / frame.height;
       let best = null, distance = Infinity;
       for (const line of lines) {
         for (const point of line.points) {
-          const away = Math.abs(x(point[0]) - at) + (lines.length > 1 ? 0.5 * Math.abs(y(point[1]) - height) : 0);
+          const away = Math.abs(x(point[0]) - at) + (lines.length > 1 ? 0.5 * Math.abs(y(point[1]) - level) : 0);
           if (away < distance) { distance = away; best = [line, point]; }
         }
       }
-      cross.setAttribute("d", "M" + x(best[1][0]) + " " + TOP + "V" + (HEIGHT - BOTTOM));
+      cross.setAttribute("d", "M" + x(best[1][0]) + " " + TOP + "V" + (height - BOTTOM));
       dot.setAttribute("cx", x(best[1][0]));
       dot.setAttribute("cy", y(best[1][1]));
       dot.setAttribute("visibility", "visible");
@@ -153,7 +155,7 @@
   }
 
   function curves() {
-    const place = document.getElementById("curves");
+    const place = document.getElementById("charts");
     if (!place) return;
     const log = document.getElementById("log");
     const groups = new Map();

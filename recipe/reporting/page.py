@@ -93,7 +93,7 @@ def _curves(contents: Contents) -> str:
     if not contents.curves:
         return remarks and remarks + '<p class="quiet">There are no curves.</p>'
     control = '<div class="controls"><label><input type="checkbox" id="log"> logarithmic</label></div>'
-    return f'{remarks}{control}<div id="curves"></div>'
+    return f'{remarks}{control}<div id="charts"></div>'
 
 
 def _grids(contents: Contents) -> str:

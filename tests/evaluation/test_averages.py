@@ -66,6 +66,18 @@ def test_no_more_are_held_than_memory_allows(run: Path, monkeypatch: pytest.Monk
     assert averages(run).at_once == 1
 
 
+def test_a_search_gets_its_neighbours_along(run: Path, monkeypatch: pytest.MonkeyPatch):
+    found = averages(run)
+    found.expect([(8000, 0.1)], likely=LENGTHS)
+    for length in LENGTHS:
+        found.network(8000, length)
+    assert found.passes == 1
+    found.at_once = 3
+    found.expect([(7000, 0.1)], likely=LENGTHS)
+    found.network(7000, 0.1)
+    assert set(found._held) == {(7000, 0.1), (7000, 0.08), (7000, 0.12)}
+
+
 def test_the_outline_needs_no_weights(run: Path):
     outline = averages(run).outline
     assert outline.net.unet.out_gain.is_meta and outline.net.img_resolution == 8

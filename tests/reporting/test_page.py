@@ -79,6 +79,8 @@ def test_nothing_of_the_run_becomes_markup(text: str):
     assert [attributes for tag, attributes in elements if tag == "img"] == [{"id": "grid", "alt": ""}]
     assert not [key for _, attributes in elements for key in attributes if key.startswith("on") or key == "style"]
     assert "b" not in {tag for tag, _ in elements}
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 5  # the script finds by them
     words = "".join(Elements(text).texts)
     assert EVIL in words and CLOSING in words  # they are shown, as text
 
@@ -167,7 +169,7 @@ def test_its_own_page_is_replaced_and_no_other_file(
 def test_a_run_that_has_just_begun(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("run_name: new\n")
     text = page(read_contents(str(tmp_path)))
-    assert "<h1>new</h1>" in text and 'id="configuration"' in text and 'id="curves"' not in text
+    assert "<h1>new</h1>" in text and 'id="configuration"' in text and 'id="charts"' not in text
     with pytest.raises(ReportError, match="holds no run"):
         read_contents(str(tmp_path / "none"))
 
