@@ -95,7 +95,7 @@ class Ranks:
         return b"".join(parts)
 
     def announce(self, word: str) -> str:
-        """What rank 0 gives, on all ranks."""
+        """What rank 0 gives, on all ranks. It must not end before they have it: end with `gather`."""
         key = f"announce/{next(self.rounds)}"
         if self.first:
             self.tell(key, word)

@@ -181,5 +181,10 @@ def resized(pictures: Tensor) -> Tensor:
 def resized_by_pillow(pictures: Tensor) -> Tensor:
     """The same, rounded to whole numbers from 0 to 255."""
     arrays = pictures.permute(0, 2, 3, 1).cpu().numpy()
-    images = [Image.fromarray(array).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for array in arrays]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().to(pictures.device)
+    images = (Image.fromarray(array).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for array in arrays)
+    return (
+        torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        .permute(0, 3, 1, 2)
+        .float()
+        .to(pictures.device)
+    )

@@ -31,7 +31,6 @@ class FeatureNetwork:
 
     Attributes:
         name: as the command line has it.
-        title: of the Frechet distance of these features: only Inception's is FID.
         digest: of network, weights and resizing, in hexadecimal.
         device: where it computes.
         compute: the network itself.
@@ -39,11 +38,15 @@ class FeatureNetwork:
     """
 
     name: str
-    title: str
     digest: str
     device: torch.device
     compute: Compute
     has_logits: bool = False
+
+    @property
+    def title(self) -> str:
+        """Of the Frechet distance of its features."""
+        return title_of(self.name)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -66,6 +69,12 @@ class FeatureNetwork:
         return features.float(), logits
 
 
+def title_of(name: str) -> str:
+    """What the Frechet distance of a network's features is called: only Inception's is FID."""
+    published = {"inception": "FID"} | dict.fromkeys(dinov2.RULES, "FD_DINOv2")
+    return published.get(name, f"FD ({name.rpartition(':')[2]})")
+
+
 def by_import_path(name: str, device: torch.device) -> FeatureNetwork:
     """A network of the user's own, MODULE:FUNCTION: what takes uint8 [N, 3, H, W] and gives [N, D].
 
@@ -76,8 +85,7 @@ def by_import_path(name: str, device: torch.device) -> FeatureNetwork:
         EvaluationError: no such module, or nothing in it that can be called by this name.
     """
     found = imported(name)
-    function = name.rpartition(":")[2]
-    digest = hashlib.sha256(function.encode())
+    digest = hashlib.sha256(name.rpartition(":")[2].encode())
     source = inspect.getsourcefile(type(found) if isinstance(found, nn.Module) else inspect.unwrap(found))
     digest.update(Path(source).read_bytes() if source else b"")
     if isinstance(found, nn.Module):
@@ -85,9 +93,7 @@ def by_import_path(name: str, device: torch.device) -> FeatureNetwork:
         for key, tensor in found.state_dict().items():
             digest.update(key.encode())
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return FeatureNetwork(
-        name, f"FD ({function})", digest.hexdigest(), device, lambda pictures: (found(pictures), None)
-    )
+    return FeatureNetwork(name, digest.hexdigest(), device, lambda pictures: (found(pictures), None))
 
 
 def imported(name: str) -> Any:
@@ -122,11 +128,11 @@ def find_network(name: str, device: torch.device, weights: WeightsChoice | None 
     choice = weights or WeightsChoice()
     if name == "inception":
         tensors, digest = load_weights(inception.WEIGHTS, choice, name)
-        return _published(name, "FID", inception.RULE, digest, device, inception.Inception(tensors, device), True)
+        return _published(name, inception.RULE, digest, device, inception.Inception(tensors, device), True)
     if name in dinov2.RULES:
         tensors, digest = load_weights(dinov2.WEIGHTS, choice, name)
         network = dinov2.DinoV2(tensors, name, device)
-        return _published(name, "FD_DINOv2", dinov2.RULES[name], digest, device, network, False)
+        return _published(name, dinov2.RULES[name], digest, device, network, False)
     if choice != WeightsChoice():
         option = "--weights" if choice.folder else "--accept-weights"
         raise EvaluationError(f"{option}: is of inception and dinov2; leave it out with --features {name}")
@@ -134,7 +140,7 @@ def find_network(name: str, device: torch.device, weights: WeightsChoice | None 
 
 
 def _published(
-    name: str, title: str, rule: str, weights: str, device: torch.device, compute: Compute, has_logits: bool
+    name: str, rule: str, weights: str, device: torch.device, compute: Compute, has_logits: bool
 ) -> FeatureNetwork:
     digest = hashlib.sha256(f"{rule} {weights}".encode()).hexdigest()
-    return FeatureNetwork(name, title, digest, device, compute, has_logits)
+    return FeatureNetwork(name, digest, device, compute, has_logits)

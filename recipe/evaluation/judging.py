@@ -10,13 +10,13 @@ The values are the same on all ranks. `judge(pictures, ranks)` does the same for
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from recipe.evaluation.feature_set import FeatureSet
 from recipe.evaluation.features import FeatureNetwork
 from recipe.evaluation.measuring import EVERY, Keep, Numbered, Tally, measure
-from recipe.evaluation.metrics import check_enough, chosen
+from recipe.evaluation.metrics import check_enough, chosen, values_of
 from recipe.evaluation.reference import Reference
 from recipe.ranks import Ranks
 from recipe.sampling.distributed import Drawer, Wanted, draw, rows_of, share
@@ -69,18 +69,19 @@ class Judge:
 
     def values(self, found: FeatureSet | None, ranks: Ranks) -> Mapping[str, float]:
         """The metrics of features that are known to rank 0 (None on the others), on all ranks."""
-        computed: dict[str, float] = {}
+        computed = {}
         if found is not None:
-            assert found.count is not None, "they were counted"
-            check_enough(self.metrics, found.count, "the set has")
-            for metric in chosen(self.metrics):
-                values = metric.compute(found, self.reference.found, self.features.device)
-                computed |= zip(metric.values, values, strict=True)
+            computed = dict(values_of(self.metrics, found, self.reference.found, self.features.device))
         return json.loads(ranks.announce(json.dumps(computed)))
 
 
 def judge_network(
-    judge: Judge, drawer: Drawer, wanted: Sequence[Wanted], ranks: Ranks, batch_size: int
+    judge: Judge,
+    drawer: Drawer,
+    wanted: Sequence[Wanted],
+    ranks: Ranks,
+    batch_size: int,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Mapping[str, float]:
     """The metrics of what a network draws, on all ranks; no picture is stored.
 
@@ -90,6 +91,7 @@ def judge_network(
         wanted: the images, of which each rank draws its share; no seed twice.
         ranks: of this launch; on all of them the call is the same.
         batch_size: images in memory at once on each rank.
+        advance: called now and then with how many more of this rank's images are done.
 
     Raises:
         EvaluationError: fewer images than a metric needs, or of another size than the reference's.
@@ -97,6 +99,6 @@ def judge_network(
     check_enough(judge.metrics, len(wanted), "to be drawn are")
     tally = judge.tally()
     mine = share(wanted, rows_of(drawer.device), ranks.rank, ranks.size)
-    for _ in draw(drawer, mine, lambda each, picture: tally.add(each.seed, picture), batch_size):
-        pass
+    for count in draw(drawer, mine, lambda each, picture: tally.add(each.seed, picture), batch_size):
+        advance(count)
     return judge.values(tally.finish(ranks), ranks)

@@ -72,6 +72,16 @@ def chosen(names: Sequence[str]) -> Sequence[Metric]:
     return [METRICS[name] for name in names]
 
 
+def values_of(names: Sequence[str], pictures: FeatureSet, reference: FeatureSet, device: torch.device) -> Values:
+    """The values of the metrics of these names, computed on a device. Raises EvaluationError for too few pictures."""
+    if pictures.count is not None:
+        check_enough(names, pictures.count, "the set has")
+    found: dict[str, float] = {}
+    for metric in chosen(names):
+        found |= zip(metric.values, metric.compute(pictures, reference, device), strict=True)
+    return found
+
+
 def check_enough(names: Sequence[str], count: int, what: str) -> None:
     """Raises EvaluationError if there are too few pictures for one of the metrics.
 

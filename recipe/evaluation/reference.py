@@ -64,6 +64,12 @@ class Reference:
     about: About
     found: FeatureSet
 
+    def check_pictures(self, about: About, whose: str) -> None:
+        """Raises EvaluationError if pictures that say this of themselves must not be measured against them."""
+        reasons = differences(about, self.about)
+        if reasons:
+            raise EvaluationError(f"{whose} and {self.path} differ in {', '.join(reasons)}; {AGAIN}, alike")
+
     def check(self, network: FeatureNetwork, metrics: Sequence[str]) -> None:
         """Raises EvaluationError if pictures cannot be measured against them by this network and these metrics."""
         if self.about.features != network.name:
@@ -76,24 +82,34 @@ class Reference:
                 f"{self.path}: was made with other weights, or another version, of {network.name} (digest "
                 f"{self.about.digest[:16]} there, {network.digest[:16]} here); {AGAIN}"
             )
+        self.check_metrics(metrics)
         for name, metric in zip(metrics, chosen(metrics), strict=True):
-            if metric.keeps_features and self.found.features is None:
+            if metric.keeps_logits and not network.has_logits:
+                fix = f"which {network.name} is not; leave it out"
+                raise EvaluationError(f"--metrics {name}: needs a classifier, {fix}")
+
+    def check_metrics(self, metrics: Sequence[str]) -> None:
+        """Raises EvaluationError if they do not hold what metrics of these names need."""
+        for name, metric in zip(metrics, chosen(metrics), strict=True):
+            features = self.found.features
+            if metric.keeps_features and features is None:
                 raise EvaluationError(
                     f"--metrics {name}: needs the features themselves, which {self.path} does not hold; {AGAIN} "
                     "--keep-features"
                 )
-            if metric.keeps_logits and not network.has_logits:
-                raise EvaluationError(
-                    f"--metrics {name}: needs a classifier, which {network.name} is not; leave it out"
-                )
-            if metric.keeps_features and self.found.features is not None:
-                check_enough([name], len(self.found.features), f"{self.path} keeps the features of")
+            if metric.keeps_features and features is not None:
+                check_enough([name], len(features), f"{self.path} keeps the features of")
 
 
 def differences(one: About, other: About) -> Sequence[str]:
     """Why two statistics must not be compared: a few words for each reason."""
     reasons = []
-    for name, what in (("features", "features"), ("digest", "weights or resizing"), ("resolution", "resolution")):
+    for name, what in (
+        ("features", "features"),
+        ("digest", "weights or resizing"),
+        ("resolution", "resolution"),
+        ("crop", "crop"),
+    ):
         left, right = getattr(one, name), getattr(other, name)
         if None not in (left, right) and left != right:
             reasons.append(f"{what} ({_short(left)} and {_short(right)})")

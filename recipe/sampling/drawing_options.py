@@ -31,11 +31,13 @@ class Drawing:
         drawer: draws.
         wanted: the images, in the order of their seeds.
         settings: all that an image depends on beside its seed and label.
+        resolution: height and width of the pictures.
     """
 
     drawer: Drawer
     wanted: Sequence[Wanted]
     settings: DrawnBy
+    resolution: int
 
 
 def add_drawing_options(parser: Options) -> None:
@@ -99,11 +101,13 @@ def load_drawing(arguments: argparse.Namespace, settings: SamplerSettings, seeds
     if guide is None and arguments.guidance != 1:
         check_guidance(sampled, arguments.guidance, labels)
     pictures = to_pictures(sampled, arguments.vae, device)
-    vae = pictures.sha256() if isinstance(pictures, LatentPictures) else None
+    of_latents = isinstance(pictures, LatentPictures)
+    vae = pictures.sha256() if of_latents else None
     return Drawing(
         Drawer(sampled.net, settings, None if guide is None else guide.net, pictures),
         [Wanted(seed, label) for seed, label in zip(seeds, labels, strict=True)],
         drawn_by(sampled, guide, settings, vae),
+        sampled.net.img_resolution * (pictures.vae.files.factor if of_latents else 1),
     )
 
 

@@ -12,8 +12,8 @@ def pixels(pictures: Tensor) -> Tensor:
 
 
 def efficientnet_lite0(pictures: Tensor) -> Tensor:
-    """1280 features of a small network with ImageNet's weights, at 112x112 pixels."""
-    large = torch.nn.functional.interpolate(pictures.float(), size=112, mode="bilinear")
+    """1280 features of a small network with ImageNet's weights, at 64x64 pixels."""
+    large = torch.nn.functional.interpolate(pictures.float(), size=64, mode="bilinear")
     return _efficientnet().extract_features((large - 127) / 128).mean((2, 3))
 
 
