@@ -84,7 +84,10 @@ class Start:
 
 
 def read_curves(place: Place) -> tuple[dict[str, Curve], list[str]]:
-    """The scalar curves of the run in a place by tag, and remarks on what is left out. Raises StorageError."""
+    """The scalar curves of the run in a place by tag, and remarks on what is left out. Raises StorageError.
+
+    All files are taken for starts of the one run whose folder it is, in whichever subfolder they lie.
+    """
     names = [entry.name for entry in place.list("tensorboard/") if ".tfevents." in entry.name]
     curves: dict[str, Curve] = {}
     left: set[str] = set()

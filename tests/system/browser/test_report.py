@@ -37,7 +37,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = ("samples.interval=8ba", "samples.count=10", "samples.num_steps=2", "logging.interval=4ba")
     done = run_forked("train.py", *train_arguments(digits, folder, *samples, "duration=24ba"))
     assert done.returncode == 0, done.stdout + done.stderr
-    writer = SummaryWriter(folder / "tensorboard" / "other", purge_step=0)
+    writer = SummaryWriter(folder / "tensorboard" / "other")
     for step in range(20):
         writer.add_scalar(f"{EVIL}/x", step - 5, step)
     writer.close()
