@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.commands import ROOT
+from helpers.documented import after_script, matching, placed, sized
 from helpers.forks import run_forked
 from helpers.small_snapshots import NETWORK, refused_in_process, small_network, stored, write_run
 from recipe import reconstruct
@@ -198,3 +200,25 @@ def test_no_run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     (tmp_path / "file").write_text("")
     arguments = [tmp_path / "run", "--ref", place / "ref.safetensors", *LENGTHS, "--out", tmp_path / "file"]
     assert "is a file, not a folder" in refused_in_process(command, arguments, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+def test_documented_commands(place: Path, tmp_path: Path):
+    """A grid, a search that goes on with its results, and the page that shows them."""
+    run = tmp_path / "runs" / "edm2"
+    shutil.copytree(place / "run", run)
+    places = {"runs": tmp_path / "runs", "digits.safetensors": place / "ref.safetensors"}
+    sizes = {"--num": 16, "--steps": 2, "--sigma-rel": "0.08,0.10", "--device": "cpu"}
+    *sweeps, report = matching(r"python recipe/(sweep|report)\.py runs/edm2.*")
+    assert len(sweeps) == 2
+    for documented in sweeps:
+        guided = {"--guidance": "1,2"} if "--guidance" in documented else {}
+        script, words = after_script(documented)
+        done = run_forked(ROOT / script, *sized(placed(words, places), sizes | guided))
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = {path.stem for path in (run / "sweeps" / "fd" / "points").iterdir()}
+    assert len(found) in (3, 4)
+    script, words = after_script(report)
+    done = run_forked(ROOT / script, *placed(words, places))
+    assert done.returncode == 0 and "1 sweeps" in done.stdout, done.stdout + done.stderr
+    assert (run / "report.html").stat().st_size > 10_000
