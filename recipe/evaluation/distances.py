@@ -64,13 +64,19 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet_from_statistics(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
     """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)) in float64."""
     cov_a, cov_b = (torch.atleast_2d(cov.double()) for cov in (cov_a, cov_b))  # torchmetrics squeezes [1, 1] to []
-    # The eigenvalues of cov_a cov_b are those of the symmetric root_a cov_b root_a, which stays real when the
-    # covariances are singular (fewer samples than features); the general matrix square root does not.
-    values, vectors = torch.linalg.eigh(cov_a)
-    root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
+    # The eigenvalues of cov_a cov_b are the squares of the singular values of factor_a^T factor_b. These are had to the
+    # last digits of the largest, which would leave the square roots of small eigenvalues with half as many digits.
+    cross = torch.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
     distance = (mean_a.double() - mean_b.double()).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return float(distance)
+
+
+def _factor(cov: Tensor) -> Tensor:
+    """F [D, r] with F F^T = cov [D, D], r its rank. What is zero up to rounding counts as zero: of fewer samples than
+    features most eigenvalues are, and the roots of their rounding errors would not be small."""
+    values, vectors = torch.linalg.eigh(cov)
+    kept = values > len(values) * torch.finfo(cov.dtype).eps * values.abs().max()
+    return vectors[:, kept] * values[kept].sqrt()
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:

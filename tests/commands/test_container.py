@@ -51,7 +51,7 @@ def needed(*extras: str) -> set[str]:
 
 
 def test_image_leaves_out_what_only_development_needs():
-    users = ("demo", "wandb", "mlflow", "hf", "vae")
+    users = ("demo", "wandb", "mlflow", "hf", "vae", "evaluate")
     left_out = (ROOT / "launch" / "dev_only.txt").read_text().split()
     assert set(left_out) == needed(*users, "dev") - needed(*users)
 

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from helpers.commands import ROOT, launch, run
 from helpers.golden_data import load, relative_error
@@ -76,6 +78,22 @@ def test_distance_of_a_set_to_itself_and_of_a_single_feature():
     one, other = features(30, width=1), 3 * features(31, width=1) + 1
     expected = float((one.mean() - other.mean()) ** 2 + (one.std() - other.std()) ** 2)
     assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("count", "others"), [(400, 300), (20, 300)], ids=["full rank", "fewer than features"])
+def test_distance_equals_torch_fidelitys(count: int, others: int):
+    """Theirs takes the roots of the eigenvalues of a product, which has half the digits where the rank is not full."""
+    a, b = features(count, 40, 0.5), features(others, 40)
+    statistics = [{"mu": part.mean(dim=0).numpy(), "sigma": np.cov(part.numpy(), rowvar=False)} for part in (a, b)]
+    theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-8 if count > 40 else 1e-6)
+
+
+def test_rounding_of_a_singular_covariance_does_not_show():
+    """Of fewer samples than features: their order changes the sums' last digits, and the distance no more than that."""
+    a, b = features(20, 40, 0.5), features(30, 40)
+    found = [frechet_distance(a[order], b) for order in (torch.arange(20), torch.randperm(20), torch.randperm(20))]
+    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (0, 4), (4,), (2, 2, 4)])

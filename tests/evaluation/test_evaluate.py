@@ -1,6 +1,7 @@
 """The command that measures: each of its four ways, on ranks, and what it refuses before work begins."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from helpers.documented import ALL, after_script, matching, placed, sized
 from helpers.forks import run_forked
+from helpers.random_inception import random_inception
 from helpers.small_snapshots import DATASET, NETWORK, refused_in_process, small_network, stored
 from recipe import evaluate, sample
-from recipe.evaluation.evaluate_options import gen_parser
+from recipe.evaluation.evaluate_options import gen_parser, metrics_of, ref_parser
 from recipe.evaluation.reference import About
 from recipe.evaluation.results import Results, title
 from recipe.evaluation.statistics_files import open_reference, write_reference
 from recipe.preparation.sources.digits import embedded_digits
+from recipe.sampling.drawing_options import check_drawing
 from recipe.weights.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 
 PIXELS = ("--features", "helpers.feature_networks:pixels", "--device", "cpu")
@@ -145,27 +149,26 @@ def test_names():
 
 @pytest.mark.slow
 def test_ranks_change_nothing(folder: Path, tmp_path: Path):
-    """1, 2 and 4 of them: within 1e-10, and each number once."""
+    """As processes of a launch: within 1e-10, and each result is said once. All metrics: test_judging.py."""
     common = [*PIXELS, "--metrics", "fd,pr,dc", "--ref", folder / "ref.safetensors"]
-    found: dict[int, list[Any]] = {}
-    for ranks in 1, 2, 4:
-        out = tmp_path / str(ranks)
-        for words in (
-            ["ref", *DIGITS, "--keep-features", 200, *PIXELS, "--out", f"{out}.safetensors"],
-            ["calc", "digits", "--resolution", 8, "--num", 90, *common, "--out", f"{out}-calc.json"],
-            ["gen", snapshot(folder), *common, "--num", 72, "--runs", 2, "--steps", 1, "--out", f"{out}-gen.json"],
-        ):  # fmt: skip
-            done = run_forked("evaluate.py", *words, ranks=ranks)
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert len(done.stdout.splitlines()) == (1 if words[0] == "ref" else 6), done.stdout
-        found[ranks] = values(Path(f"{out}-calc.json")) + values(Path(f"{out}-gen.json"))
-    one = load_file(tmp_path / "1.safetensors")
-    for ranks in 2, 4:
-        for ours, expected in zip(found[ranks], found[1], strict=True):
-            assert ours == pytest.approx(expected, rel=1e-10)
-        other = load_file(tmp_path / f"{ranks}.safetensors")
-        assert torch.equal(other["features"], one["features"])
-        torch.testing.assert_close(other["covariance"], one["covariance"], rtol=1e-10, atol=1e-14)
+    commands = {
+        "ref": (2, ["ref", *DIGITS, "--keep-features", 200, *PIXELS], ".safetensors"),
+        "calc": (2, ["calc", "digits", "--resolution", 8, "--num", 90, *common], ".json"),
+        "gen": (4, ["gen", snapshot(folder), *common, "--num", 72, "--runs", 2, "--steps", 1], ".json"),
+    }
+    for name, (ranks, words, suffix) in commands.items():
+        one, several = (tmp_path / f"{name}-{count}{suffix}" for count in (1, ranks))
+        run(*words, "--out", one)
+        done = run_forked("evaluate.py", *words, "--out", several, ranks=ranks)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(done.stdout.splitlines()) == (1 if name == "ref" else 6), done.stdout
+        if name == "ref":
+            ours, alone = load_file(several), load_file(one)
+            assert torch.equal(ours["features"], alone["features"])
+            torch.testing.assert_close(ours["covariance"], alone["covariance"], rtol=1e-10, atol=1e-14)
+        else:
+            for ours, alone in zip(values(several), values(one), strict=True):
+                assert ours == pytest.approx(alone, rel=1e-10)
 
 
 @pytest.mark.slow
@@ -185,10 +188,59 @@ def test_real_digits_with_a_real_network(tmp_path: Path, capsys: pytest.CaptureF
         run("calc", pictures, "--ref", reference, *network, "--metrics", "fd,pr", "--out", out)
         found += values(out)
     fds, precision = ([each[name] for each in found] for name in ("fd", "precision"))
-    print(fds, precision)
+    with capsys.disabled():
+        print(
+            f"\nFD (efficientnet_lite0) of halves of the digits with noise 0, 10, 30, 90: {fds}; precision {precision}"
+        )
     assert fds == sorted(fds) and precision == sorted(precision, reverse=True)
     assert 2 * fds[0] < fds[2] and 5 * fds[0] < fds[3] and precision[0] > 0.5 > 0.1 > precision[3]
     assert "FD (efficientnet_lite0)" in capsys.readouterr().out
+
+
+# The page
+
+
+PLACES = ("data/photos", "out", "ref.safetensors", "fid.json", "one.safetensors", "other.safetensors", "SNAPSHOT")
+
+
+@pytest.mark.slow
+def test_the_page(folder: Path, tmp_path: Path):
+    """Its commands as they stand, with Inception's random weights, few images and other places."""
+    weights = random_inception(tmp_path)
+    places: dict[str, object] = {name: tmp_path / name for name in PLACES} | {"SNAPSHOT": snapshot(folder)}
+    for name, seed in ("data/photos", 0), ("out", 1):
+        (tmp_path / name).mkdir(parents=True)
+        for index, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)):
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    said = []
+    for command in matching(r"python recipe/evaluate\.py .*"):
+        _, (name, *words) = after_script(command)
+        sizes = {"--device": "cpu"}
+        if name != "compare":
+            sizes |= {"--weights": weights.folder, "--accept-weights": "any"}
+        if name == "gen":
+            sizes |= {"--num": 2, "--steps": 1, "--runs": 2}
+        if name == "compare":
+            for place in words:
+                shutil.copy(tmp_path / "ref.safetensors", tmp_path / place)
+        run(name, *sized(placed(words, places), sizes))
+        said.append(name)
+    assert said == ["ref", "calc", "gen", "compare"]
+    results = json.loads((tmp_path / "fid.json").read_text())
+    assert results["title"] == "FID" and results["summary"]["fd"]["best"] > 0
+
+
+def test_commands_that_need_a_cluster(capsys: pytest.CaptureFixture[str]):
+    """Their options exist, and go together."""
+    commands = [command for _, command, marked in ALL if marked and "recipe/evaluate.py" in command]
+    parsers = {"ref": ref_parser, "gen": gen_parser}
+    for command in commands:
+        _, (name, *words) = after_script(command)
+        arguments = parsers[name]().parse_args(words)
+        if name == "gen":
+            assert metrics_of(arguments) == ["fd"] and check_drawing(arguments).num_steps == 32
+            assert (arguments.num, arguments.runs, arguments.labels) == (50_000, 3, "random")
+    assert len(commands) == 2
 
 
 # What is refused

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from recipe.evaluation import dinov2, features, inception, network_weights
+from helpers.random_inception import random_inception
+from recipe.evaluation import dinov2, features, inception
 from recipe.evaluation.dinov2 import DinoV2, VisionTransformer, resized, resized_by_pillow
 from recipe.evaluation.feature_set import EvaluationError
 from recipe.evaluation.features import by_import_path, find_network
@@ -163,21 +164,6 @@ def test_dinov2_of_its_full_size(tmp_path: Path):
 
 
 # Weights
-
-
-def random_inception(folder: Path) -> WeightsChoice:
-    """A file of the right name and architecture."""
-    from torch_fidelity import feature_extractor_inceptionv3 as theirs
-
-    class Bare(theirs.FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict: Any, *args: Any, **options: Any) -> Any:
-            return None
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(theirs, "load_state_dict_from_url", lambda *args, **options: {})
-        torch.manual_seed(0)
-        torch.save(Bare("bare", ["2048"]).state_dict(), folder / inception.WEIGHTS.file)
-    return WeightsChoice(folder, network_weights.ANY)
 
 
 @functools.cache
