@@ -3,7 +3,15 @@
 from typing import TYPE_CHECKING, Literal
 
 from recipe.configuration.keys import FREE, Section, key
-from recipe.configuration.values import Address, CheckpointsKept, GuidanceInterval, Interval, Restarts
+from recipe.configuration.values import (
+    Address,
+    CheckpointsKept,
+    GuidanceInterval,
+    Interval,
+    LocalPath,
+    Restarts,
+    SigmaRels,
+)
 from recipe.edm2.samplers.names import RESTART, Name
 
 if TYPE_CHECKING:
@@ -73,6 +81,28 @@ class Samples(Section):
             order=self.order,
             restart=self.restart,
         )
+
+
+class Metrics(Section):
+    """Metrics of what the averages draw, during training; images are drawn as the grids of `samples` are."""
+
+    reference: Address = key(
+        ..., FREE, "statistics of data that recipe/evaluate.py ref wrote, local or s3://", "data/ref.safetensors"
+    )
+    names: list[Literal["fd", "kid", "pr", "dc", "is"]] = key(
+        ["fd"], FREE, "what is measured; docs/evaluation.md", min_length=1
+    )
+    features: str = key("inception", FREE, "network of the features: inception, dinov2, dinov2-pil or MODULE:FUNCTION")
+    weights: LocalPath | None = key(
+        None, FREE, "folder of its published weights; null = fetched once into torch's cache", "weights"
+    )
+    accept_weights: str | None = key(
+        None, FREE, "SHA-256 of weights to use although they are not known, or any; null = known ones", "any"
+    )
+    interval: Interval = key("64Mi", FREE, "images between measurements")
+    num_images: int = key(10_000, FREE, "images that are drawn by each average, of seeds from 0 on", ge=2)
+    sigma_rels: SigmaRels | None = key(None, FREE, "averages that are measured; null = all", [0.05])
+    batch_size: int = key(64, FREE, "images that each rank draws at once", ge=1)
 
 
 class WandB(Section):

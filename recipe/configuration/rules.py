@@ -28,6 +28,7 @@ def broken_rules(config: Config) -> Iterator[Problem]:
         "ema.snapshot_interval": config.ema.snapshot_interval,
         "checkpoints.interval": config.checkpoints.interval,
         "samples.interval": config.samples.interval,
+        "metrics.interval": None if config.metrics is None else config.metrics.interval,
         "logging.interval": config.logging.interval,
     }
     yield from _spans(spans, config.global_batch_size)
@@ -35,6 +36,7 @@ def broken_rules(config: Config) -> Iterator[Problem]:
     yield from _data(config.data)
     yield from _samples(config.samples, config.model, config.loss)
     yield from _sampler(config.samples)
+    yield from _metrics(config)
     yield from _microbatch(config)
     yield from _planning(config)
     yield from _loggers(config.logging)
@@ -140,6 +142,19 @@ def _data(data: Data) -> Iterator[Problem]:
     if data.class_balanced:
         rule = "is not possible with data.streams, whose proportions say what is drawn"
         yield Problem("data.class_balanced", "true", rule, "set data.class_balanced=false or data.streams=null")
+
+
+def _metrics(config: Config) -> Iterator[Problem]:
+    metrics = config.metrics
+    if metrics is None:
+        return
+    unknown = [length for length in metrics.sigma_rels or () if length not in config.ema.sigma_rels]
+    if unknown:
+        rule = f"must be among the tracked averages, ema.sigma_rels {config.ema.sigma_rels}"
+        yield Problem("metrics.sigma_rels", str(metrics.sigma_rels), rule, "use some of these, or null for all")
+    if config.samples.vae is None and config.model.img_channels not in (1, 3, "auto"):
+        rule = f"are of pictures, but images of model.img_channels {config.model.img_channels} are latents"
+        yield Problem("metrics", None, rule, "set samples.vae to the autoencoder that encoded them, or metrics=null")
 
 
 def _samples(samples: Samples, model: Model, loss: Loss) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from recipe.configuration.keys import FIXED, FREE, NAMED, Section, key
-from recipe.configuration.outputs import Checkpoints, Logging, Samples
+from recipe.configuration.outputs import Checkpoints, Logging, Metrics, Samples
 from recipe.configuration.values import (
     GPU,
     Address,
@@ -263,6 +263,12 @@ class Config(Section):
     )
     samples: Samples = key(
         Samples(), None, "grids drawn during training, by the raw weights and by each average", {"interval": "64Mi"}
+    )
+    metrics: Metrics | None = key(
+        None,
+        FREE,
+        "metrics of what the averages draw, measured during training; null = none",
+        {"reference": "data/ref.safetensors"},
     )
     logging: Logging = key(Logging(), None, "where metrics and sample grids go", {"tensorboard": True})
     numerics: Numerics = key(

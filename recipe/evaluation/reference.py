@@ -8,6 +8,7 @@ are, so that what must not be compared is refused.
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -117,7 +118,9 @@ def differences(one: About, other: About) -> Sequence[str]:
 
 
 def _short(value: object) -> str:
-    return value[:16] if isinstance(value, str) else str(value)
+    """A digest by its first digits, anything else as it is."""
+    text = str(value)
+    return text[:16] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def save_reference(path: Path, about: About, found: FeatureSet) -> None:

@@ -28,7 +28,7 @@ from recipe.training.model import unwrap
 from recipe.weights.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 
 
-class _AtIntervals(Callback):
+class AtIntervals(Callback):
     """Calls `act` after the batches that pass a multiple of `interval` images, and after the last one; None = never.
 
     All of it happens before the batch's checkpoint is written, so that a run killed at any moment and resumed from its
@@ -51,7 +51,7 @@ class _AtIntervals(Callback):
             self.act(state, logger, nimg)
 
 
-class EMASnapshots(_AtIntervals):
+class EMASnapshots(AtIntervals):
     """Stores each average at intervals and at the end (Section 3.2); training waits only for the copy to the CPU.
 
     Args:
@@ -122,7 +122,7 @@ def snapshot_tensors(net: Precond, dtype: torch.dtype) -> dict[str, torch.Tensor
     return tensors
 
 
-class SampleGrid(_AtIntervals):
+class SampleGrid(AtIntervals):
     """Draws the same seeds by the raw weights and by each average, logs the grids as images and writes them as PNG.
 
     Args:
@@ -180,14 +180,20 @@ class SampleGrid(_AtIntervals):
         return images
 
 
-def grid_pictures(samples: Samples, facts: DataFacts, device: Device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What makes the pictures of sample grids. Rank 0, which writes them, loads the autoencoder of latents now.
+def grid_pictures(
+    samples: Samples, facts: DataFacts, device: Device, everywhere: bool = False
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes the pictures of sample grids. Who needs it loads the autoencoder of latents now.
+
+    Args:
+        everywhere: all ranks need it, and whether or not there are grids; else rank 0 alone, which writes them.
 
     Raises:
         VaeError: it cannot be loaded.
     """
     whitening = facts.latent_whitening
-    if samples.vae is None or samples.interval is None or whitening is None or dist.get_global_rank() > 0:
+    needed = everywhere or (samples.interval is not None and dist.get_global_rank() == 0)
+    if samples.vae is None or whitening is None or not needed:
         return to_pixels
     worker = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
     # Between grids the GPU's memory is the training's.

@@ -80,6 +80,10 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
     if config.samples.vae is not None:
         _, channels, _ = config.model.shape()
         find_vae(config.samples.vae, "samples.vae").check_latents(channels, "model.img_channels")
+    if config.metrics is not None:
+        from recipe.training.metrics import check_metrics  # which few runs need
+
+        check_metrics(config.metrics, config.samples, config.model.shape()[0])
     place = open_place(config.run_folder())
     place.check_access()
     check_space(config, place)

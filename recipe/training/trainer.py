@@ -24,6 +24,7 @@ from recipe.training.checkpointing import Checkpoints, FileUploads, restore_from
 from recipe.training.curves import Curves
 from recipe.training.folder import RunFolder, local_folder
 from recipe.training.initial_weights import load_initial_weights
+from recipe.training.metrics import average_metrics
 from recipe.training.model import DiffusionModel
 from recipe.training.preflight import Start
 from recipe.training.sharding import shard_
@@ -152,6 +153,8 @@ def callbacks(start: Start, folder: RunFolder, device: Device) -> list[Callback]
             grid_pictures(samples, start.data.facts, device),
         ),
     ]
+    if config.metrics is not None:
+        own.append(average_metrics(config, start.data.facts, start.images(config.metrics.interval), device))
     monitors = [NaNMonitor(), LRMonitor(), speed_monitor(config, on_gpu), RuntimeEstimator()]
     return own + monitors + ([MemoryMonitor()] if on_gpu else [])
 

@@ -40,7 +40,7 @@ def test_edm2_is_its_rendering():
 def test_every_key_is_in_edm2():
     """Also those of sections that are off: once their lines are no comments they are valid, with all their defaults."""
     text = re.sub(r"(?m)^( {1,8})# ( *(- )?\w+: )", r"\1\2", EDM2.read_text())  # "  # p: 0.12" -> "  p: 0.12"
-    for section in ("init", "augment", "fsdp", "streams", "wandb", "mlflow"):
+    for section in ("init", "augment", "fsdp", "streams", "metrics", "wandb", "mlflow"):
         text = re.sub(rf"(?m)^( *){section}: null", rf"\1{section}:    ", text)
     tree = yaml.safe_load(text)
     assert set(names_in(tree)) == {name for name, _ in all_keys(Config)}
