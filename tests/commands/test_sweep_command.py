@@ -75,6 +75,7 @@ def grid(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_values_are_those_of_files(place: Path, grid: Path, tmp_path: Path):
     """As of reconstruct.py's files, drawn and judged one by one."""
     found = values(grid)
@@ -97,6 +98,7 @@ def test_values_are_those_of_files(place: Path, grid: Path, tmp_path: Path):
         assert found[point] == expected["fd"]
 
 
+@pytest.mark.slow
 def test_figures_and_settings_lie_beside_the_results(grid: Path):
     names = {path.name for path in grid.iterdir()}
     figures = {f"{name}.{kind}" for name in ("sigma_rel", "guidance", "profiles") for kind in ("png", "svg")}
@@ -106,6 +108,7 @@ def test_figures_and_settings_lie_beside_the_results(grid: Path):
     assert settings["num_steps"] == "3" and "guidance" not in settings
 
 
+@pytest.mark.slow
 def test_tasks_and_ranks_give_the_same(place: Path, grid: Path, tmp_path: Path):
     """Three tasks, one of them on two ranks; then the table, for which nothing is measured again."""
     guide = ("--guide", place / "weak", "--guide-sigma-rel", "0.08,0.12", "--guide-nimg", 6000)
@@ -120,6 +123,7 @@ def test_tasks_and_ranks_give_the_same(place: Path, grid: Path, tmp_path: Path):
     assert values(tmp_path) == pytest.approx(values(grid), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_search_from_s3_to_s3(place: Path, bucket_folder: str, tmp_path: Path):
     """It finds the optimum of its grid; the same command again measures nothing."""
     store = open_place(bucket_folder)
@@ -140,6 +144,7 @@ def test_a_search_from_s3_to_s3(place: Path, bucket_folder: str, tmp_path: Path)
     assert min(around, key=lambda length: all_values[length]) == float(best)
 
 
+@pytest.mark.slow
 def test_other_settings_are_not_mixed_in(place: Path, grid: Path):
     before = {path.name: path.read_bytes() for path in grid.rglob("*") if path.is_file()}
     done = run_forked(
