@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes as Plot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from recipe.edm2.ema import gamma_from_sigma_rel, profile_error, solve_posthoc_coefficients
@@ -23,6 +24,7 @@ from recipe.weights.snapshots import SnapshotFile
 COLOURS = ("#1f6f8b", "#d1495b", "#66a182", "#edae49", "#7a5195", "#444444", "#a05c2c", "#2ca3a0")
 MOST_LINES = 8  # in one plot: more cannot be told apart
 DPI = 120
+LEAST_ERROR = 1e-5  # that is drawn; tracked lengths have none
 Series = list[tuple[float, float]]
 
 
@@ -120,9 +122,8 @@ def heat_map(results: Sequence[Result], metric: str) -> Figure:
     best = optimum(results, metric)
     if best is not None:
         place = lengths.index(best.point.sigma_rel), strengths.index(best.point.guidance)
-        plot.plot(
-            *place, marker="s", markersize=15, markerfacecolor="none", markeredgecolor="#d1495b", markeredgewidth=2
-        )
+        corner = place[0] - 0.5, place[1] - 0.5
+        plot.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=2.5))
     figure.colorbar(image, ax=plot, label=metric)
     plot.set(xlabel="length of the average, sigma_rel", ylabel="guidance")
     return figure
@@ -176,7 +177,8 @@ def ema_profiles(snapshots: Sequence[SnapshotFile], nimg: int, sigma_rels: Seque
     profiles.legend(title="sigma_rel", fontsize=8, title_fontsize=8, frameon=False)
     lengths = np.linspace(0.01, 0.28, 109)
     coefficients = solve_posthoc_coefficients(*given, nimg, lengths)
-    errors.semilogy(lengths, profile_error(*given, nimg, lengths, coefficients), color=COLOURS[0], linewidth=1.3)
+    found = profile_error(*given, nimg, lengths, coefficients)
+    errors.semilogy(lengths, np.maximum(found, LEAST_ERROR), color=COLOURS[0], linewidth=1.3)
     errors.set_title(f"from {len(snapshots)} snapshots", fontsize=9, loc="left")
     errors.set(xlabel="sigma_rel", ylabel="relative L2 error of the profile")
     return figure

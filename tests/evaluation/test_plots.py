@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from recipe.edm2.ema import profile_error, solve_posthoc_coefficients
@@ -62,8 +63,8 @@ def test_the_heat_map_holds_the_best_over_the_rest():
     expected = {(r.point.guidance, r.point.sigma_rel): r.values["fd"] for r in results() if r.point.nimg == 2000}
     for (row, column), value in np.ndenumerate(image):
         assert value == pytest.approx(expected[AXES.guidance[row], LENGTHS[column]])
-    (mark,) = figure.axes[0].lines
-    assert mark.get_data() == ([2], [1])  # 0.10 and 1.5
+    (mark,) = figure.axes[0].patches
+    assert isinstance(mark, Rectangle) and mark.get_xy() == (1.5, 0.5)  # around 0.10 and 1.5
 
 
 def test_over_training_the_best_of_each_time():
