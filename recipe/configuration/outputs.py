@@ -84,7 +84,8 @@ class Samples(Section):
 
 
 class Metrics(Section):
-    """Metrics of what the averages draw, during training; images are drawn as the grids of `samples` are."""
+    """Metrics of what the averages draw, during training; images are drawn as the grids of `samples` are, as many at
+    once on each rank."""
 
     reference: Address = key(
         ..., FREE, "statistics of data that recipe/evaluate.py ref wrote, local or s3://", "data/ref.safetensors"
@@ -102,7 +103,6 @@ class Metrics(Section):
     interval: Interval = key("64Mi", FREE, "images between measurements")
     num_images: int = key(10_000, FREE, "images that are drawn by each average, of seeds from 0 on", ge=2)
     sigma_rels: SigmaRels | None = key(None, FREE, "averages that are measured; null = all", [0.05])
-    batch_size: int = key(64, FREE, "images that each rank draws at once", ge=1)
 
 
 class WandB(Section):

@@ -125,7 +125,7 @@ def average_metrics(config: Config, facts: DataFacts, interval: int, device: Dev
         metrics.sigma_rels,
         metrics.num_images,
         samples.settings(),
-        metrics.batch_size,
+        samples.batch_size,
         grid_pictures(samples, facts, device, everywhere=True),
     )
 

@@ -7,9 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from helpers.commands import TRAIN, assert_refused, free_port, run, train_arguments
 from recipe import ranks
@@ -139,3 +141,26 @@ def test_a_whole_environment_that_is_left_over(script: str, tmp_path: Path):
     done = run([sys.executable, str(TRAIN.with_name(script)), *arguments], env=given, timeout=100)
     assert_refused(done, f"{script}: WORLD_SIZE=4: ranks 1, 2, 3 of 4 must run on this machine", "unset RANK")
     assert time.monotonic() - begin < 60 and not (tmp_path / "run").exists()
+
+
+def test_ranks_give_each_other_data_of_any_size():
+    """Through the launcher's store, whose messages are limited; in their order, and nothing stays in it."""
+    port = free_port()
+    server = TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+    stores = [server, *(TCPStore("localhost", port, is_master=False) for _ in range(2))]
+    members = [ranks.Ranks(rank, 3, 3, store) for rank, store in enumerate(stores)]
+    before = server.num_keys()
+    given = [b"zero", bytes(range(256)) * 40_000, b""]
+
+    def work(rank: int) -> tuple[list[bytes], list[bytes], str]:
+        mine = members[rank]
+        first, second = list(mine.collect(given[rank])), list(mine.collect(given[-1 - rank]))
+        said = mine.announce("done" if rank == 0 else "not heard")
+        mine.gather()
+        return first, second, said
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(work, range(3)))
+    assert found[0] == (given, given[::-1], "done")
+    assert found[1:] == [([], [], "done")] * 2
+    assert server.num_keys() < before + 20

@@ -207,7 +207,7 @@ PLACES = ("data/photos", "out", "ref.safetensors", "fid.json", "one.safetensors"
 def test_the_page(folder: Path, tmp_path: Path):
     """Its commands as they stand, with Inception's random weights, few images and other places."""
     weights = random_inception(tmp_path)
-    places: dict[str, object] = {name: tmp_path / name for name in PLACES} | {"SNAPSHOT": snapshot(folder)}
+    places = {name: tmp_path / name for name in PLACES} | {"SNAPSHOT": snapshot(folder)}
     for name, seed in ("data/photos", 0), ("out", 1):
         (tmp_path / name).mkdir(parents=True)
         for index, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)):

@@ -93,6 +93,21 @@ def test_features_are_in_the_order_of_the_numbers(network: FeatureNetwork):
     torch.testing.assert_close(found.features, network(images)[0], rtol=1e-5, atol=1e-6)
 
 
+def test_each_picture_is_in_its_own_row_of_a_full_call():
+    """So that kernels, which round by shape and place, give it the same bits whatever is computed beside it."""
+    shapes = []
+
+    def rows(given: Tensor) -> tuple[Tensor, None]:
+        shapes.append(len(given))
+        return torch.stack([torch.arange(len(given)), torch.zeros(len(given))], dim=1), None
+
+    numbers = [40, 3, 19, 7, 16, 1000, 35, *range(50, 70)]
+    probe = FeatureNetwork("own:rows", "", CPU, rows)
+    found = measure(probe, numbered(pictures(1001), numbers, 4), Ranks(), Keep(EVERY))
+    assert found is not None and found.features is not None and set(shapes) == {16}
+    assert found.features[:, 0].tolist() == [number % 16 for number in sorted(numbers)]
+
+
 def test_a_network_is_judged_without_storing(judge: Judge, network: FeatureNetwork):
     """By the same seeds on any number of ranks, as its pictures are."""
     drawer = Drawer(small_network(1, img_channels=3), SamplerSettings(num_steps=2))
