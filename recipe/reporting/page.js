@@ -34,7 +34,7 @@
   }
 
   // Positions between 0 and 1 of values, and the ticks of an axis.
-  function scale(values, log) {
+  function scale(values, log, count) {
     let lo = Infinity, hi = -Infinity;
     for (const value of values) { if (value < lo) lo = value; if (value > hi) hi = value; }
     if (lo === hi) { const pad = Math.abs(lo) * 0.1 || 1; if (!log) { lo -= pad; hi += pad; } else { lo /= 2; hi *= 2; } }
@@ -42,7 +42,7 @@
       const from = Math.log10(lo), to = Math.log10(hi);
       return { at: (value) => (Math.log10(value) - from) / (to - from), ticks: decades(lo, hi) };
     }
-    const step = nice((hi - lo) / 4), ticks = [];
+    const step = nice((hi - lo) / count), ticks = [];
     for (let index = Math.ceil(lo / step); index * step <= hi * (1 + 1e-12) + step * 1e-9; index++) {
       ticks.push(Number((index * step).toPrecision(12)));
     }
@@ -102,8 +102,8 @@
       return;
     }
     const width = options.wide ? 720 : 360, height = options.wide ? 300 : 200;
-    const across = scale(lines.flatMap((line) => line.points.map((point) => point[0])), false);
-    const up = scale(lines.flatMap((line) => line.points.map((point) => point[1])), log);
+    const across = scale(lines.flatMap((line) => line.points.map((point) => point[0])), false, options.wide ? 9 : 5);
+    const up = scale(lines.flatMap((line) => line.points.map((point) => point[1])), log, options.wide ? 6 : 4);
     const x = (given) => LEFT + across.at(given) * (width - LEFT - RIGHT);
     const y = (given) => height - BOTTOM - up.at(given) * (height - TOP - BOTTOM);
     const svg = draw("svg", { viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": options.name });
@@ -215,6 +215,7 @@
     });
     slider.max = times.length - 1;
     slider.value = times.length - 1;
+    slider.hidden = times.length < 2;
     slider.addEventListener("input", show);
     show();
   }
