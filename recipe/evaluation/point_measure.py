@@ -86,8 +86,9 @@ class PointMeasure:
             labels: which classes are drawn, as the user has it.
             vae: digest of the decoder's weights; None = none.
         """
-        by_run = isinstance(self.guide, GuideRun)
-        guide = self.guide.averages.outline if by_run else self.guide
+        guide, guide_nimg = self.guide, "none"
+        if isinstance(guide, GuideRun):
+            guide, guide_nimg = guide.averages.outline, str(guide.nimg)
         statistics = hashlib.sha256()
         for tensor in (self.judge.reference.found.mean, self.judge.reference.found.covariance):
             statistics.update(tensor.contiguous().numpy().tobytes())
@@ -102,7 +103,7 @@ class PointMeasure:
             "labels": labels,
             "pictures": pictures_digest(self.wanted),
             "guide": "none" if guide is None else guide.identity,
-            "guide_nimg": self.guide.nimg if by_run else "none",
+            "guide_nimg": guide_nimg,
             "vae": vae or "none",
         }
         found |= dataclasses.asdict(self.settings)

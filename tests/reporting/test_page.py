@@ -164,7 +164,7 @@ def test_its_own_page_is_replaced_and_no_other_file(
         ([run, "--out", tmp_path / "page.pdf"], "must end with the kind of file"),
         ([run, "--out", tmp_path / "new.html", "--sweep", tmp_path], "sweep.json"),
     ):
-        assert said in refused_in_process(report, arguments, monkeypatch, capsys)
+        assert said in refused_in_process(report, [*arguments], monkeypatch, capsys)
     assert not (tmp_path / "new.html").exists()
 
 
