@@ -21,7 +21,7 @@ from recipe.training.metrics import check_metrics
 
 NETWORK = "helpers.feature_networks:pixels"
 SETTINGS = ("duration=16ba", "ema.snapshot_interval=8ba", "ema.snapshot_dtype=float32", "samples.num_steps=2",
-            "samples.batch_size=9", "model.dropout=0.1")  # fmt: skip
+            "samples.guidance=1", "samples.batch_size=9", "model.dropout=0.1")  # fmt: skip
 
 
 def measuring(place: Path, **more: object) -> list[str]:
