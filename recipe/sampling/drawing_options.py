@@ -19,7 +19,7 @@ from recipe.sampling.networks import (
     to_pictures,
     usable_device,
 )
-from recipe.sampling.sampler_options import add_sampler_options, sampler_settings
+from recipe.sampling.sampler_options import INTERVAL, add_sampler_options, levels, sampler_settings
 from recipe.sampling.settings import DrawnBy, drawn_by
 
 
@@ -50,6 +50,15 @@ def add_drawing_options(parser: Options, needs_snapshot: bool = True) -> None:
     snapshot = ".safetensors file of a run's snapshots or posthoc folder, local or s3://"
     nargs = None if needs_snapshot else "?"
     add("snapshot", type=address("SNAPSHOT"), nargs=nargs, metavar="SNAPSHOT", help=snapshot)
+    add("--guidance", type=real_number("--guidance", least=0), default=1.0, help="1 = none (default)")
+    add("--guide", type=address("--guide"), metavar="SNAPSHOT", help="network to guide away from")
+    add("--guidance-interval", type=levels("--guidance-interval"), metavar="LO:HI", help=INTERVAL)
+    add_sampling_options(parser)
+
+
+def add_sampling_options(parser: Options) -> None:
+    """The options beside network and guidance, which a sweep has lists of."""
+    add = parser.add_argument
     labels = "classes to go through, by id or name; balanced = all (default), random, or none = unconditional"
     add("--labels", type=word("--labels"), metavar="LIST", help=labels)
     steps = "noise levels of the sampler (default 32)"
@@ -57,8 +66,6 @@ def add_drawing_options(parser: Options, needs_snapshot: bool = True) -> None:
     add("--sigma-min", type=real_number("--sigma-min", above=0), default=0.002, help="last noise level (default 0.002)")
     add("--sigma-max", type=real_number("--sigma-max", above=0), default=80.0, help="first noise level (default 80)")
     add("--rho", type=real_number("--rho", above=0), default=7.0, help="spacing of the noise levels (default 7)")
-    add("--guidance", type=real_number("--guidance", least=0), default=1.0, help="1 = none (default)")
-    add("--guide", type=address("--guide"), metavar="SNAPSHOT", help="network to guide away from")
     add_sampler_options(parser)
     vae = "of latents: the AutoencoderKL's folder, or OWNER/NAME on the Hugging Face hub"
     add("--vae", type=address("--vae"), metavar="NAME", help=vae)
@@ -76,14 +83,19 @@ def add_device(parser: Options) -> None:
 
 def check_drawing(arguments: argparse.Namespace) -> SamplerSettings:
     """What can be said against these options before a file is read; returns the sampler's. Raises OptionError."""
-    if arguments.sigma_min >= arguments.sigma_max:
-        noise = f"sigma_min {arguments.sigma_min} and sigma_max {arguments.sigma_max}"
-        raise OptionError(f"--sigma-min: {noise} do not satisfy 0 < sigma_min < sigma_max")
+    check_schedule(arguments)
     if arguments.guide is not None and arguments.guidance == 1:
         raise OptionError(f"--guide {arguments.guide}: does nothing at --guidance 1; add for example --guidance 2")
     if arguments.guide == arguments.snapshot:
         raise OptionError(f"--guide {arguments.guide}: is the snapshot itself, and would do nothing; name a weaker one")
     return sampler_settings(arguments)
+
+
+def check_schedule(arguments: argparse.Namespace) -> None:
+    """Raises OptionError for noise levels that do not fall."""
+    if arguments.sigma_min >= arguments.sigma_max:
+        noise = f"sigma_min {arguments.sigma_min} and sigma_max {arguments.sigma_max}"
+        raise OptionError(f"--sigma-min: {noise} do not satisfy 0 < sigma_min < sigma_max")
 
 
 def load_drawing(arguments: argparse.Namespace, settings: SamplerSettings, seeds: Sequence[int]) -> Drawing:

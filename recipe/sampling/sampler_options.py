@@ -24,10 +24,11 @@ GIVEN = {
     "--restart": "restart",
 }
 """Options that some samplers take, and the settings that they are; none of them has a default of its own."""
+INTERVAL = "guidance only at noise levels LO < sigma <= HI"
 
 
 def add_sampler_options(parser: Options) -> None:
-    """--sampler and what the samplers take; the schedule's options and --guidance are sample.py's own."""
+    """--sampler and what the samplers take; the schedule's options and those of guidance are the commands' own."""
     add = parser.add_argument
     sampler = f"{', '.join(OPTIONS)} (default heun); docs/sampling.md compares them"
     add("--sampler", type=choice("--sampler", *OPTIONS), default="heun", metavar="NAME", help=sampler)
@@ -46,8 +47,6 @@ def add_sampler_options(parser: Options) -> None:
     add("--restart", type=restarts("--restart"), metavar="LIST", help=again)
     state = "precision of the noisy image between evaluations: float32 (default) or float64"
     add("--state-dtype", type=choice("--state-dtype", "float32", "float64"), default="float32", help=state)
-    interval = "guidance only at noise levels LO < sigma <= HI"
-    add("--guidance-interval", type=levels("--guidance-interval"), metavar="LO:HI", help=interval)
     apart = "guidance without --guide: evaluate with and without labels one after the other, for half the memory"
     add("--guide-apart", action="store_true", help=apart)
 

@@ -19,10 +19,11 @@ from helpers.documented import ALL, after_script, matching, placed, sized
 from helpers.forks import run_forked
 from helpers.object_store import ObjectStore
 from helpers.picture_sets import messy_folder
-from recipe import prepare, sample
+from recipe import prepare, report, sample, sweep
 from recipe.command_line import parse_numbers
 from recipe.configuration.reader import read_config
 from recipe.data.facts import DataFacts
+from recipe.evaluation import sweep_options
 from recipe.planning.plan import print_plan
 from recipe.storage.addresses import open_place
 
@@ -138,7 +139,11 @@ def test_the_embedded_run(workplace: Workplace, digits: Path):
 MARKED = [command for _, command, marked in ALL if marked]
 RUNS = [command for _, command, _ in ALL if re.search(r"\b(recipe/train\.py|launch/run\.sh)( (?!recipe/)|$)", command)]
 """Commands that start a run, or plan one."""
-OTHERS = [command for command in MARKED if re.search(r"recipe/(prepare|sample)\.py|launch/array_eval\.sh", command)]
+OTHERS = [
+    command
+    for command in MARKED
+    if re.search(r"recipe/(prepare|sample|sweep|report)\.py|launch/(array_eval|sweep)\.sh", command)
+]
 
 
 def shards_in_name(folder: Path, facts: dict[str, object]) -> None:
@@ -196,6 +201,12 @@ def test_options_are_checked(command: str, at_hand: Workplace):
         arguments = prepare.arguments_parser().parse_args(words)
         prepare.check(arguments)
         prepare.settings_of(arguments)
+        return
+    if script.endswith(("sweep.py", "sweep.sh")):
+        sweep_options.check(sweep.arguments_parser().parse_args(words))
+        return
+    if script.endswith("report.py"):
+        report.arguments_parser().parse_args(words)
         return
     if script.endswith("array_eval.sh"):
         _, lengths, *words = words

@@ -44,6 +44,7 @@ RUN_BY = {
     r"\./launch/docker_run\.sh python recipe/fetch\.py .*": "test_image.py::test_saves_to_s3_and_fetches",
     r"python recipe/(convert|sample)\.py (edm2-img64-s-|published/).*": "test_convert.py::test_the_page",
     r"python recipe/convert\.py (training-state-|continued/).*": "test_convert.py::test_the_page",
+    r"python recipe/(sweep|report)\.py runs/edm2.*": "test_sweep_command.py::test_documented_commands",
     r"python recipe/evaluate\.py .*": "test_evaluate.py::test_the_page",
     r"docker (stop|start) .*": "test_image.py::test_stops_and_goes_on",
 }

@@ -1,4 +1,4 @@
-"""What launch/run.sh and launch/array_eval.sh hand to the programs that they start, and what they refuse.
+"""What launch/run.sh, array_eval.sh and sweep.sh hand to the programs that they start, and what they refuse.
 
 Those programs, apptainer and Slurm's own among them, are stand-ins on PATH that write down their arguments: neither
 Apptainer nor Pyxis is installed here. The real Slurm is in test_slurm.py and test_slurm_signals.py.
@@ -16,7 +16,7 @@ import pytest
 
 from helpers.commands import ROOT, assert_refused, run
 
-RUN, EVAL = str(ROOT / "launch" / "run.sh"), str(ROOT / "launch" / "array_eval.sh")
+RUN, EVAL, SWEEP = (str(ROOT / "launch" / name) for name in ("run.sh", "array_eval.sh", "sweep.sh"))
 TRAIN = str(ROOT / "recipe" / "train.py")
 CONFIG = str(ROOT / "yamls" / "edm2.yaml")
 
@@ -235,6 +235,9 @@ def test_pyxis(programs: StandIns):
         ([EVAL, "yamls", "0.1,x"], {}, "array_eval.sh: '0.1,x' is not a list of numbers and ranges"),
         ([EVAL, "yamls", "0.1,0.5"], {}, "lengths must be above 0 and below 12^-0.5"),
         ([EVAL, "yamls", "0.1"], {"SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_COUNT": "2"}, "fix: --array=0-1"),
+        ([SWEEP], {}, "usage: sweep.sh RUN --ref FILE"),
+        ([SWEEP, "runs/edm2"], {"VENV": "/nowhere"}, "/nowhere/bin/python: no such program; fix: "),
+        ([SWEEP, "runs/edm2"], {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "4"}, "fix: --array=0-0"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )  # fmt: skip
@@ -259,3 +262,18 @@ def test_lengths_are_dealt_out(count: int, dealt: list[list[int]], programs: Sta
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert programs.record.read_text().split() == ([",".join(lengths[index] for index in own)] if own else [])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_sweep_is_shared_by_the_tasks_of_an_array(count: int, programs: StandIns):
+    """Wherever their numbers begin; without Slurm it is one, and makes the table."""
+    programs.writing_down("python")
+    given = ["runs/a b", "--sigma-rel", "0.05,0.1", "--out", "s3://bucket/$(date)"]
+    for task in range(count):
+        array = {"ID": task + 5, "MIN": 5, "MAX": 4 + count, "COUNT": count}
+        done = programs.run(SWEEP, *given, **{f"SLURM_ARRAY_TASK_{key}": str(value) for key, value in array.items()})
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert programs.run(SWEEP, *given).returncode == 0
+    script = str(ROOT / "recipe" / "sweep.py")
+    expected = [["python", script, *given, "--task", f"{task}/{count}"] for task in range(count)]
+    assert programs.calls() == [*expected, ["python", script, *given]]

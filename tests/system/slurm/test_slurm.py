@@ -16,6 +16,10 @@ from helpers.object_store import ObjectStore
 from helpers.runs import difference, stored_snapshots
 from helpers.slurm_cluster import ENDS, NODES, SlurmCluster, wait_for
 from helpers.small_snapshots import NETWORK, small_network, stored
+from recipe.evaluation.features import by_import_path
+from recipe.evaluation.measuring import measure
+from recipe.evaluation.reference import About, save_reference
+from recipe.ranks import Ranks
 from recipe.storage.addresses import open_place
 from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
@@ -250,3 +254,26 @@ def test_samples_on_two_nodes(cluster: SlurmCluster, tmp_path: Path):
     assert f"{tmp_path / 'out'}: 32 images of seeds 0-31" in output(job, tmp_path)
     assert len(list((tmp_path / "out").glob("*.png"))) == 32
     assert [path.name for path in (tmp_path / "logs" / job).glob("rank*.err")] == ["rank1.err"]
+
+
+def test_a_sweep_by_an_array(cluster: SlurmCluster, undisturbed: Place, tmp_path: Path):
+    """launch/sweep.sh: two tasks share the points of a grid; the same line without Slurm makes the table."""
+    name, statistics = "helpers.feature_networks:pixels", tmp_path / "ref.safetensors"
+    network = by_import_path(name, torch.device("cpu"))
+    noise = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = measure(network, [(range(64), noise)], Ranks())
+    assert found is not None
+    save_reference(statistics, About(name, network.digest, 8), found)
+    line = [ROOT / "launch" / "sweep.sh", undisturbed.address, "--ref", statistics, "--sigma-rel", "0.08:0.12:0.02"]
+    options = ["--num", "16", "--steps", "2", "--out", tmp_path / "out"]
+    env = {"TMPDIR": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    job = cluster.submit("--array=0-1", *line, *options, folder=tmp_path, **env)
+    wait_for(lambda: cluster.run("squeue", "--noheader") == "", "both tasks", EXPECTED_SECONDS)
+    text = "".join(path.read_text() for path in tmp_path.glob("*.out"))
+    assert {cluster.state(f"{job}_{task}") for task in (0, 1)} == {"COMPLETED"}, text
+    points = sorted((tmp_path / "out" / "points").iterdir())
+    assert len(points) == 3 and not (tmp_path / "out" / "table.csv").exists(), text
+    before = [path.stat().st_mtime_ns for path in points]
+    done = run_forked("sweep.py", *line[1:], *options, env=env)
+    assert done.returncode == 0 and "<- best" in done.stdout, done.stdout + done.stderr
+    assert [path.stat().st_mtime_ns for path in points] == before
