@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from recipe.configuration.inputs import Data
 from recipe.configuration.outputs import Logging, Samples
 from recipe.configuration.problems import Problem
-from recipe.configuration.schema import Config, Data, Loss, Model
+from recipe.configuration.schema import Config, Loss, Model
 from recipe.configuration.spans import Span
 from recipe.edm2.samplers.names import OPTIONS, takers
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipe.command_line import launcher_number
+from recipe.configuration.inputs import Data
 from recipe.configuration.problems import ConfigError
 from recipe.configuration.rules import broken_rules
-from recipe.configuration.schema import Config, Data, Model
+from recipe.configuration.schema import Config, Model
 from recipe.data.caches import RemoteData, check_limit
 from recipe.data.facts import LATENTS, DataError, DataFacts, kind_of, mixture
 from recipe.data.index import OpenedSource, open_source, sources

@@ -10,7 +10,7 @@ from typing import Any
 
 from streaming.base.storage import CloudDownloader
 
-from recipe.configuration.schema import Data
+from recipe.configuration.inputs import Data
 from recipe.data.facts import DataError, DataFacts
 from recipe.storage.addresses import open_place
 from recipe.storage.places import MissingError, Place

@@ -14,7 +14,8 @@ import torch
 from composer.utils import dist
 from streaming import StreamingDataLoader
 
-from recipe.configuration.schema import Config, Data
+from recipe.configuration.inputs import Data
+from recipe.configuration.schema import Config
 from recipe.data.caches import RemoteData
 from recipe.data.checks import TrainingData
 from recipe.data.dataset import ImageDataset

@@ -9,7 +9,8 @@ from composer.devices import Device
 from composer.utils import dist, get_device
 
 from recipe.command_line import AGAIN, UserError, say
-from recipe.configuration.schema import Config, Data
+from recipe.configuration.inputs import Data
+from recipe.configuration.schema import Config
 from recipe.data.checks import resolve
 from recipe.data.facts import DataError
 from recipe.data.index import INDEX, sources

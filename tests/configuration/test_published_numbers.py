@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from helpers.commands import ROOT
+from recipe.configuration.inputs import Augment
 from recipe.configuration.reader import read_config
-from recipe.configuration.schema import Augment, Config, Samples
+from recipe.configuration.schema import Config, Samples
 from recipe.edm2 import augment, latents
 from recipe.edm2.augment import Augmentation, draw_transforms
 from recipe.edm2.ema import SIGMA_REL_LIMIT

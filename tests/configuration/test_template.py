@@ -6,10 +6,11 @@ from pathlib import Path
 import yaml
 
 from helpers.commands import ROOT, command_line, run
+from recipe.configuration.inputs import Augment
 from recipe.configuration.keys import FREE, Section, all_keys, key
 from recipe.configuration.outputs import MLflow, WandB
 from recipe.configuration.reader import read_config
-from recipe.configuration.schema import FSDP, Augment, Config
+from recipe.configuration.schema import FSDP, Config
 from recipe.configuration.template import WIDTH, render
 
 EDM2 = ROOT / "yamls" / "edm2.yaml"

@@ -9,8 +9,9 @@ import pytest
 
 from helpers.commands import assert_refused, train_arguments
 from helpers.forks import train
+from recipe.configuration.inputs import Data
 from recipe.configuration.reader import read_config
-from recipe.configuration.schema import Config, Data, Model
+from recipe.configuration.schema import Config, Model
 from recipe.data.checks import check_data, check_shape
 from recipe.data.dataset import ImageDataset
 from recipe.data.facts import DataError, DataFacts
