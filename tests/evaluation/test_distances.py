@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from helpers.commands import ROOT, launch, run
+from helpers.commands import ROOT
+from helpers.forks import run_forked
 from helpers.golden_data import load, relative_error
 from recipe.evaluation.distances import (
     FeatureStatistics,
@@ -116,7 +117,7 @@ def test_two_ranks_give_the_statistics_of_one(tmp_path: Path):
         pieces = iter(given.split([size for share in shares for size in share]))
         cases.append([[next(pieces) for _ in share] for share in shares])
     torch.save(cases, tmp_path / "in.pt")
-    done = run(launch(2, tmp_path / "in.pt", tmp_path / "out.pt", script=RANKS))
+    done = run_forked(RANKS, tmp_path / "in.pt", tmp_path / "out.pt", ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     for found in torch.load(tmp_path / "out.pt"):
         assert len(found) == 2

@@ -22,6 +22,7 @@ from recipe.evaluation.results import Results, title
 from recipe.evaluation.statistics_files import open_reference, write_reference
 from recipe.preparation.sources.digits import embedded_digits
 from recipe.sampling.drawing_options import check_drawing
+from recipe.sampling.preset_options import settle_preset
 from recipe.weights.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 
 PIXELS = ("--features", "helpers.feature_networks:pixels", "--device", "cpu")
@@ -341,10 +342,11 @@ def test_refusals(words: list[str], said: str, places: dict[str, str], monkeypat
 def test_the_options_of_drawing_are_samples_own():
     """What decides an image is written once, and has the same defaults."""
     of_sample, of_gen = sample.arguments_parser().known(), gen_parser().known()
-    own = {"--seeds", "--out", "--subdirs", "--grid", "--columns", "--zoom", "--overwrite"}
+    own = {"--seeds", "--out", "--subdirs", "--grid", "--columns", "--zoom", "--overwrite", "--preset", "--weights"}
     assert set(of_sample) - own <= set(of_gen)
     ours = gen_parser().parse_args(["SNAPSHOT", "--ref", "REF"])
     theirs = sample.arguments_parser().parse_args(["SNAPSHOT", "--out", "OUT"])
+    settle_preset(theirs)
     for option in set(of_sample) - own - {"--help"}:
         name = option[2:].replace("-", "_")
         assert getattr(ours, name) == getattr(theirs, name), option

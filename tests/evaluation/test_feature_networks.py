@@ -148,7 +148,7 @@ def test_dinov2_normalises():
     assert not torch.allclose(found, white)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_dinov2_of_its_full_size(tmp_path: Path):
     """1.2 GB of random weights under the published names, from their file."""
     torch.manual_seed(0)

@@ -55,7 +55,7 @@ def test_what_is_said_of_endpoints_that_are_no_levels(capsys: pytest.CaptureFixt
     settings_of("--guidance", "2", "--guidance-interval", "0.28:2.9")
     assert capsys.readouterr().err == ""
     settings_of("--guidance", "2", "--guidance-interval", "0.28:3.3")
-    said = ".py: --guidance-interval (0.28, 3.3]: 3.3 is no noise level; guidance is on at 7 of the 32"
+    said = ": --guidance-interval (0.28, 3.3]: 3.3 is no noise level; guidance is on at 7 of the 32"
     assert said in capsys.readouterr().err
 
 

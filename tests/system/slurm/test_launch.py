@@ -42,6 +42,7 @@ def on_two_machines(*lines: list[str]) -> list[list[str]]:
     return [[*private, *line] for line in lines]
 
 
+@pytest.mark.soak
 def test_composer_by_hand_on_two_machines(by_ranks: dict[str, bytes], digits: Path, tmp_path: Path):
     """In the end the same bits as on one machine."""
     start = [str(BIN / "composer"), "-n", "1", "--world_size", "2"]
@@ -61,6 +62,7 @@ def test_torchrun_on_two_machines(by_ranks: dict[str, bytes], digits: Path, tmp_
     assert snapshots(tmp_path / "run") == by_ranks
 
 
+@pytest.mark.soak
 def test_samples_by_many_lengths(by_ranks: dict[str, bytes], digits: Path, tmp_path: Path):
     """launch/array_eval.sh without Slurm: all lengths, one after another."""
     folder = tmp_path / "run" / "snapshots"
