@@ -35,7 +35,8 @@ else
   part "tests that need the machine" tests -m "alone and not soak"
 fi
 if [ "$*" = soak ]; then
-  part "soak" tests -m soak
+  part "soak" beside -m "soak and not alone"
+  part "soak that needs the machine" tests -m "soak and alone"
   part "other processors, Pythons and users" launch/test_elsewhere.sh
 fi
 

@@ -12,9 +12,16 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from helpers.commands import ROOT, command_line, run
 from helpers.golden_data import relative_error
+from recipe.edm2.images import to_pixels
+from recipe.edm2.networks.kinds import build_network
+from recipe.edm2.samplers.generate import SamplerSettings, generate
+from recipe.evaluation.distances import frechet_from_statistics
+from recipe.evaluation.features import by_import_path
+from recipe.evaluation.measuring import measure
 from recipe.preparation.sources.digits import embedded_digits
+from recipe.ranks import Ranks
 from recipe.weights.posthoc import reconstruct, solve
-from recipe.weights.snapshots import SnapshotReader, buffer_names, list_snapshots
+from recipe.weights.snapshots import SnapshotReader, buffer_names, list_snapshots, load_network
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -76,6 +83,32 @@ def test_a_classifier_finds_the_asked_digits(finished: Path, duration: int, tmp_
     accuracy = (found == np.arange(1000, last) % 10).mean()
     print(f"kNN finds the asked digit in {accuracy:.1%} of {len(samples)} samples")
     assert accuracy >= ACCURACY[duration]
+
+
+def test_samples_are_nearer_to_the_digits_than_an_untrained_networks(finished: Path):
+    """By the Frechet distance of efficientnet-lite0's features to those of 500 real digits; it is not FID.
+
+    Measured at 16,000 images: 1964 after and 3275 before training; another 100 real digits are at 134.
+    """
+    average = next((finished / "posthoc").glob("posthoc-*-0.100.safetensors"))
+    info = load_network(average)[1]
+    torch.manual_seed(0)
+    untrained = build_network(info.config, **info.network).eval()
+    drawn = generate(untrained, torch.arange(100), torch.arange(100) % 10, SamplerSettings(num_steps=4))
+    ours = np.stack([np.asarray(Image.open(path)) for path in sorted((finished / "images").glob("*.png"))])
+    digits = torch.from_numpy(embedded_digits(16)[0][::10])
+    network = by_import_path("helpers.feature_networks:efficientnet_lite0", torch.device("cpu"))
+    real, trained, not_trained = (
+        measure(network, [(range(len(pictures)), pictures)], Ranks())
+        for pictures in (digits, torch.from_numpy(ours)[:, None], to_pixels(drawn))
+    )
+    assert real is not None and trained is not None and not_trained is not None
+    near, far = (
+        frechet_from_statistics(found.mean, found.covariance, real.mean, real.covariance)
+        for found in (trained, not_trained)
+    )
+    print(f"FD (efficientnet-lite0) of 100 pictures: {near:.0f} after training, {far:.0f} before")
+    assert 1.5 * near < far
 
 
 def test_posthoc_average_is_the_tracked_one(finished: Path, duration: int):
