@@ -71,13 +71,17 @@ def cache(tmp_path: Path, remote: Path) -> list[str]:
     return [f"data.remote={remote}", f"data.local={tmp_path / 'cache'}"]
 
 
-def test_a_limit_never_deletes_the_only_copy(tmp_path: Path, remote: Path):
+def test_a_limit_never_deletes_the_only_copy(tmp_path: Path, remote: Path, monkeypatch: pytest.MonkeyPatch):
+    removed: list[str] = []
+    remove = os.remove
+    monkeypatch.setattr(os, "remove", lambda path: [removed.append(str(path)), remove(path)])
     only = write_shards(tmp_path / "only", seed=1)
     before = digests(only, remote)
     mixed = streams({"local": str(only)}, {"local": str(tmp_path / "cache"), "remote": str(remote)})
     assert len(epoch(*mixed, LIMIT)) == 240
     assert digests(only, remote) == before
-    assert 0 < len(list((tmp_path / "cache").glob("*.mds"))) < len(list(remote.glob("*.mds"))), "nothing was deleted"
+    gone = [path for path in removed if path.startswith(str(tmp_path))]
+    assert gone and all(Path(path).parent == tmp_path / "cache" for path in gone)
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.mds")) <= 14 << 10
 
 
