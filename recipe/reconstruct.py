@@ -16,7 +16,7 @@ import recipe  # noqa: F401, sets up threads, before torch is loaded
 # isort: split
 
 import dataclasses
-import tempfile
+import functools
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from recipe.configuration.spans import images_in
 from recipe.edm2.ema import SIGMA_REL_LIMIT
 from recipe.storage.addresses import is_remote, open_place
 from recipe.weights.posthoc import PosthocError, reconstruct, solve, usable_snapshots
-from recipe.weights.snapshots import SnapshotInfo, list_snapshots, save_snapshot, snapshot_name
+from recipe.weights.snapshots import list_snapshots, save_snapshot, snapshot_name
 
 
 def lengths(text: str) -> list[float]:
@@ -57,28 +57,18 @@ def run(
     snapshots, target = usable_snapshots(list_snapshots(f"{folder}/snapshots"), nimg)
     coefficients, errors = solve(snapshots, target, sigma_rels, force)
     weights, last = reconstruct(snapshots, coefficients, dtype)
-    paths = []
+    paths, place = [], open_place(out)
     for index, sigma_rel in enumerate(sigma_rels):
         name = snapshot_name(target, sigma_rel, "posthoc")
         extra = last.extra | {"profile_error": float(errors[index]), "snapshots": len(snapshots)}
         info = dataclasses.replace(last, nimg=target, sigma_rel=sigma_rel, extra=extra)
-        store(out, name, weights[index], info)
+        place.make(name, functools.partial(save_snapshot, tensors=weights[index], info=info))
         weights[index] = {}
         paths.append(f"{out}/{name}")
         print(
             f"{out}/{name}  sigma_rel {sigma_rel:g}, profile error {errors[index]:.2%} from {len(snapshots)} snapshots"
         )
     return paths
-
-
-def store(out: Path | str, name: str, weights: dict[str, torch.Tensor], info: SnapshotInfo) -> None:
-    """Write one file into a local folder or into object storage."""
-    if not is_remote(out):
-        save_snapshot(Path(out) / name, weights, info)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        save_snapshot(Path(folder) / name, weights, info)
-        open_place(out).upload(name, Path(folder) / name)
 
 
 def main() -> None:
