@@ -21,12 +21,11 @@ import recipe  # noqa: F401, sets up threads, before torch is loaded
 import argparse
 from pathlib import Path
 
-import torch
-
 from recipe.command_line import exit_with, say
-from recipe.command_options import Options, address, check_folder, choice, local_path, whole_number, word
+from recipe.command_options import Options, address, check_folder, choice, whole_number, word
 from recipe.evaluation.averages import Averages
 from recipe.evaluation.coordinate_search import coordinate_search
+from recipe.evaluation.evaluate_options import add_network
 from recipe.evaluation.metrics import check_enough
 from recipe.evaluation.point_measure import PointMeasure
 from recipe.evaluation.points import Axes
@@ -43,10 +42,8 @@ from recipe.evaluation.sweep_options import (
 )
 from recipe.evaluation.sweep_table import borders, csv_text, optimum, table
 from recipe.ranks import find_ranks
-from recipe.sampling.distributed import Wanted
-from recipe.sampling.drawing_options import add_sampling_options
-from recipe.sampling.labels import labels_for
-from recipe.sampling.networks import LatentPictures, check_guidance, to_pictures, usable_device
+from recipe.sampling.drawing_options import add_sampling_options, dtype_of, vae_digest, wanted_images
+from recipe.sampling.networks import to_pictures, usable_device
 from recipe.storage.addresses import is_remote, open_place
 
 
@@ -56,12 +53,7 @@ def arguments_parser() -> Options:
     add("run", type=address("RUN"), help="folder of the run, local or s3://bucket/folder")
     ref = "statistics of the data, which recipe/evaluate.py ref makes"
     add("--ref", type=address("--ref"), required=True, metavar="FILE", help=ref)
-    features = "feature network: inception, dinov2, dinov2-pil or MODULE:FUNCTION (default: that of --ref)"
-    add("--features", type=word("--features"), metavar="NAME", help=features)
-    weights = "folder of the published weights of inception and dinov2 (default: fetched once)"
-    add("--weights", type=local_path("--weights"), metavar="DIR", help=weights)
-    accept = "SHA-256 of a file of weights that is not known here, or any"
-    add("--accept-weights", type=word("--accept-weights"), metavar="SHA256", help=accept)
+    add_network(parser, default=None)
     metric = "metrics fd, kid, pr, dc, is; the first value decides which point is best (default fd)"
     add("--metric", type=word("--metric"), default="fd", metavar="LIST", help=metric)
     lengths = "lengths of the average: 0.05,0.10 or start:end:step"
@@ -90,25 +82,19 @@ def arguments_parser() -> Options:
 def prepare(arguments: argparse.Namespace) -> tuple[Axes, PointMeasure, Results]:
     """All that is read before the first picture is drawn. Raises ValueError, OSError."""
     ranks, device = find_ranks(), usable_device(arguments.device)
-    dtype = getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
-    averages = Averages(arguments.run, device, dtype, arguments.force)
+    averages = Averages(arguments.run, device, dtype_of(arguments, device), arguments.force)
     judge = find_judge(arguments, device)
     axes = axes_of(arguments, averages)
     guide = find_guide(arguments, averages)
     settings = sweep_settings(arguments, axes)
-    seeds = range(arguments.num)
-    outline = averages.outline
     check_enough(judge.metrics, arguments.num, "--num asks for")
-    labels = labels_for(seeds, arguments.labels, outline.net.label_dim, outline.facts.class_names)
-    strongest = max(axes.guidance, key=lambda strength: abs(strength - 1))
-    if guide is None and strongest != 1:
-        check_guidance(outline, strongest, labels)
-    pictures = to_pictures(outline, arguments.vae, device)
-    wanted = [Wanted(seed, label) for seed, label in zip(seeds, labels, strict=True)]
+    own_guidance = 1.0 if guide is not None else axes.strongest()
+    wanted = wanted_images(arguments, range(arguments.num), averages.outline, own_guidance)
+    pictures = to_pictures(averages.outline, arguments.vae, device)
     likely = axes.sigma_rel if arguments.search == "coordinate" else ()
     measure = PointMeasure(judge, averages, guide, settings, wanted, pictures, ranks, arguments.batch_size, likely)
-    vae = pictures.sha256() if isinstance(pictures, LatentPictures) else None
-    results = Results(open_place(arguments.out), measure.measured_with(arguments.labels or "balanced", vae))
+    told = measure.measured_with(arguments.labels or "balanced", vae_digest(pictures))
+    results = Results(open_place(arguments.out), told)
     return axes, measure, results
 
 

@@ -15,13 +15,12 @@ NUM = 50_000  # images of `gen`, as in the paper
 REF = "statistics: of `ref`, EDM2's .pkl, or .npz with mu and sigma; local or s3://"
 
 
-def add_network(parser: Options) -> None:
-    """The feature network and its weights."""
+def add_network(parser: Options, default: str | None = "inception") -> None:
+    """The feature network, by default that of --ref if `default` is None, and its weights."""
     add = parser.add_argument
-    features = (
-        "inception (default), dinov2, dinov2-pil, or MODULE:FUNCTION, which takes uint8 [N,3,H,W] and gives [N,D]"
-    )
-    add("--features", type=word("--features"), default="inception", metavar="NAME", help=features)
+    known = f"inception, dinov2, dinov2-pil (default {default or 'that of --ref'})"
+    features = f"{known}, or MODULE:FUNCTION, which takes uint8 [N,3,H,W] and gives [N,D]"
+    add("--features", type=word("--features"), default=default, metavar="NAME", help=features)
     weights = "folder of the published weights, where they cannot be fetched"
     add("--weights", type=local_path("--weights"), metavar="DIR", help=weights)
     accept = "SHA-256 of weights that are not known here and are to be used all the same; any = whatever they are"

@@ -78,6 +78,10 @@ class Axes:
         """The values of one of COORDINATES."""
         return getattr(self, coordinate)
 
+    def strongest(self) -> float:
+        """The guidance that is furthest from none."""
+        return max(self.guidance, key=lambda strength: abs(strength - 1))
+
     def point(self, **values: Any) -> Point:
         """A point; without guidance it has neither interval nor guide, which then change nothing."""
         point = Point(**values)

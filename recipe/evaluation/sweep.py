@@ -18,6 +18,7 @@ from tqdm import tqdm
 from recipe.command_line import UserError
 from recipe.evaluation.points import Point
 from recipe.ranks import Ranks
+from recipe.sampling.settings import differences
 from recipe.storage.places import Place, StorageError
 
 FORMAT = "edm2-recipe sweep 1"
@@ -67,7 +68,7 @@ class Results:
         there = read_settings(self.place)
         if there != self.settings:
             raise SweepError(
-                f"{self.place.describe()}: holds a sweep of other settings ({_differences(there, self.settings)}); "
+                f"{self.place.describe()}: holds a sweep of other settings ({differences(there, self.settings)}); "
                 "name another --out"
             )
 
@@ -108,7 +109,7 @@ class Results:
             raise SweepError(f"{where}: is no result of a sweep; move it away, or name another --out") from None
         if settings != self.settings:
             raise SweepError(
-                f"{where}: was measured with other settings ({_differences(settings, self.settings)}); name another "
+                f"{where}: was measured with other settings ({differences(settings, self.settings)}); name another "
                 "--out"
             )
         return result
@@ -128,12 +129,6 @@ def read_settings(place: Place) -> dict[str, str]:
 def read_results(place: Place) -> list[Result]:
     """All results of the sweep in a place, of whatever settings. Raises SweepError, StorageError."""
     return Results(place, read_settings(place)).all()
-
-
-def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    names = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
-    shown = [f"{name} is {there.get(name, 'not known')} there and {here.get(name, 'not known')} here" for name in names]
-    return ", ".join(shown)
 
 
 @dataclass

@@ -120,8 +120,7 @@ def find_guide(arguments: argparse.Namespace, averages: Averages) -> Guide:
 
 def sweep_settings(arguments: argparse.Namespace, axes: Axes) -> SamplerSettings:
     """The sampler's settings, which go with each strength and interval of the sweep. Raises OptionError."""
-    strongest = max(axes.guidance, key=lambda strength: abs(strength - 1))
-    given = argparse.Namespace(**{**vars(arguments), "guidance": strongest, "guidance_interval": None})
+    given = argparse.Namespace(**{**vars(arguments), "guidance": axes.strongest(), "guidance_interval": None})
     settings = sampler_settings(given)
     for interval in axes.interval:
         try:

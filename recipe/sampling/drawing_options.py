@@ -1,10 +1,11 @@
 """What the commands that draw have in common: the network and its guide, the sampler's settings, the device."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from recipe.command_options import OptionError, Options, address, choice, real_number, whole_number, word
 from recipe.edm2.samplers.generate import SamplerSettings
@@ -102,22 +103,46 @@ def load_drawing(arguments: argparse.Namespace, settings: SamplerSettings, seeds
     """The networks in the precision that was asked for, and an image for each seed. Raises ValueError."""
     device = usable_device(arguments.device)
     sampled, guide = _load_all(arguments, device)
-    labels = labels_for(seeds, arguments.labels, sampled.net.label_dim, sampled.facts.class_names)
-    if guide is None and arguments.guidance != 1:
-        check_guidance(sampled, arguments.guidance, labels)
+    wanted = wanted_images(arguments, seeds, sampled, 1.0 if guide is not None else arguments.guidance)
     pictures = to_pictures(sampled, arguments.vae, device)
-    of_latents = isinstance(pictures, LatentPictures)
-    vae = pictures.sha256() if of_latents else None
+    factor = pictures.vae.files.factor if isinstance(pictures, LatentPictures) else 1
     return Drawing(
         Drawer(sampled.net, settings, None if guide is None else guide.net, pictures),
-        [Wanted(seed, label) for seed, label in zip(seeds, labels, strict=True)],
-        drawn_by(sampled, guide, settings, vae),
-        sampled.net.img_resolution * (pictures.vae.files.factor if of_latents else 1),
+        wanted,
+        drawn_by(sampled, guide, settings, vae_digest(pictures)),
+        sampled.net.img_resolution * factor,
     )
 
 
+def wanted_images(
+    arguments: argparse.Namespace, seeds: Sequence[int], sampled: Sampled, own_guidance: float
+) -> list[Wanted]:
+    """An image for each seed, of the classes that --labels names.
+
+    Args:
+        own_guidance: strength with which the network guides itself; 1 = it does not.
+
+    Raises:
+        SampleError: classes that the network does not know, or guidance that it did not learn.
+    """
+    labels = labels_for(seeds, arguments.labels, sampled.net.label_dim, sampled.facts.class_names)
+    if own_guidance != 1:
+        check_guidance(sampled, own_guidance, labels)
+    return [Wanted(seed, label) for seed, label in zip(seeds, labels, strict=True)]
+
+
+def vae_digest(pictures: Callable[[Tensor], Tensor]) -> str | None:
+    """The digest of the autoencoder's weights; None of what makes pictures without one."""
+    return pictures.sha256() if isinstance(pictures, LatentPictures) else None
+
+
+def dtype_of(arguments: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """That of activations: --dtype, else what suits the device."""
+    return getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
+
+
 def _load_all(arguments: argparse.Namespace, device: torch.device) -> tuple[Sampled, Sampled | None]:
-    dtype = getattr(torch, arguments.dtype or ("float16" if device.type == "cuda" else "float32"))
+    dtype = dtype_of(arguments, device)
     sampled = load(arguments.snapshot, device, dtype)
     guide = load(arguments.guide, device, dtype) if arguments.guide else None
     if guide is not None:
