@@ -29,7 +29,7 @@ from recipe.evaluation.evaluate_options import add_network
 from recipe.evaluation.metrics import check_enough
 from recipe.evaluation.point_measure import PointMeasure
 from recipe.evaluation.points import Axes
-from recipe.evaluation.sweep import SWEEPS, Results, Sweep, share
+from recipe.evaluation.sweep import SWEEPS, TABLE, Results, Sweep, share
 from recipe.evaluation.sweep_figures import write_figures
 from recipe.evaluation.sweep_options import (
     axes_of,
@@ -126,9 +126,9 @@ def sweep(arguments: argparse.Namespace) -> None:
         return
     for sentence in borders(best, axes) if best is not None else ["no value is finite"]:
         say(f"note: {sentence}")
-    results.place.write("table.csv", csv_text(found).encode())
+    results.place.write(TABLE, csv_text(found).encode())
     names = write_figures(results.place, found, metric, measure.averages)
-    say(f"{arguments.out}: {len(found)} points; table.csv, {', '.join(names)}")
+    say(f"{arguments.out}: {len(found)} points; {TABLE}, {', '.join(names)}")
 
 
 def main() -> None:

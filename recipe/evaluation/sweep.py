@@ -24,6 +24,10 @@ from recipe.storage.places import Place, StorageError
 FORMAT = "edm2-recipe sweep 1"
 SETTINGS = "sweep.json"
 POINTS = "points"
+TABLE = "table.csv"
+FIGURES = ("sigma_rel", "guidance", "training", "profiles")  # each as PNG and SVG
+WRITTEN = (TABLE, *(f"{name}{suffix}" for name in FIGURES for suffix in (".png", ".svg")))
+"""What a sweep leaves beside its results, again and again."""
 SWEEPS = "sweeps"  # folder of a run in which its sweeps are looked for
 Values = Mapping[str, float]
 """Metrics by name."""
@@ -61,8 +65,19 @@ class Results:
         self.settings = dict(settings)
 
     def begin(self) -> None:
-        """Note the settings, or see that they are those noted. Raises SweepError, StorageError."""
+        """Note the settings, or see that they are those noted.
+
+        Raises:
+            SweepError: a sweep of other settings, or files of somebody else where its table and figures are to go.
+            StorageError: the place cannot be used.
+        """
         text = json.dumps({FORMAT: self.settings}, indent=2) + "\n"
+        if self.place.size(SETTINGS) is None:
+            foreign = [name for name in WRITTEN if self.place.size(name) is not None]
+            if foreign:
+                raise SweepError(
+                    f"{self.place.describe(foreign[0])}: is there, and is not of a sweep; name another --out"
+                )
         if self.place.write_new(SETTINGS, text.encode()):
             return
         there = read_settings(self.place)

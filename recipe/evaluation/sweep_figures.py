@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from recipe.evaluation import plots
 from recipe.evaluation.averages import Averages
-from recipe.evaluation.sweep import Result
+from recipe.evaluation.sweep import FIGURES, Result
 from recipe.evaluation.sweep_table import optimum, varying
 from recipe.storage.places import Place
 from recipe.weights.posthoc import usable_snapshots
@@ -28,6 +28,7 @@ def figures(results: Sequence[Result], metric: str, averages: Averages) -> dict[
     shown = sorted({lengths[0], best.point.sigma_rel, lengths[-1]})
     snapshots, nimg = usable_snapshots(averages.snapshots, best.point.nimg)
     found["profiles"] = plots.ema_profiles(snapshots, nimg, shown)
+    assert found.keys() <= set(FIGURES), "whose places a sweep looks at before it begins"
     return found
 
 

@@ -204,3 +204,16 @@ def test_no_guidance_is_no_border():
     axes = Axes([1000], [0.05, 0.10, 0.15], [1.0, 3.0, 4.0])
     best = optimum(results(axes.grid()), "fd")
     assert best is not None and best.point.guidance == 1 and borders(best, axes) == []
+
+
+@pytest.mark.parametrize("name", ["table.csv", "sigma_rel.png", "profiles.svg"])
+def test_a_users_file_where_the_table_or_a_figure_is_to_go(name: str, tmp_path: Path):
+    """It is told before anything is measured, and stays; the sweep's own are made anew."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SweepError, match=f"{name}: is there, and is not of a sweep; name another --out"):
+        sweep(LocalPlace(tmp_path), Measured())
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
+    (tmp_path / name).unlink()
+    sweep(LocalPlace(tmp_path), Measured())
+    (tmp_path / name).write_text("the sweep's")
+    sweep(LocalPlace(tmp_path), Measured())
