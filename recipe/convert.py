@@ -19,7 +19,6 @@ import recipe  # noqa: F401, sets up threads, before torch is loaded
 
 import argparse
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -29,7 +28,7 @@ from recipe.configuration.spans import images_in
 from recipe.data.facts import DataFacts
 from recipe.edm2.ema import SIGMA_REL_LIMIT
 from recipe.storage.addresses import is_remote, is_taken, split_address
-from recipe.storage.fetching import fetch_files
+from recipe.storage.fetching import at_hand
 from recipe.weights.hub import HUB_FILES, MODEL, UNET, hub_texts
 from recipe.weights.moments import STEP, moments_name, moments_tensors, weights_name
 from recipe.weights.official import KIND, read_official, time_and_length
@@ -136,8 +135,8 @@ def local_copy(source: str) -> Iterator[Path]:
     place, name = split_address(source)
     if place.size(name) is None:
         raise ConvertError(f"{place.describe(name)}: no such file; check the address")
-    with tempfile.TemporaryDirectory() as folder:
-        yield fetch_files(place, [name], Path(folder), 1)[0]
+    with at_hand(place, name) as path:
+        yield path
 
 
 def convert_official(arguments: argparse.Namespace) -> list[str]:

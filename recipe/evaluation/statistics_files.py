@@ -1,19 +1,16 @@
 """Files of statistics by their ending, local or in object storage."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from recipe.evaluation.feature_set import EvaluationError, FeatureSet
 from recipe.evaluation.foreign_statistics import read_arrays, read_pickled, write_arrays
 from recipe.evaluation.reference import About, Reference, load_reference, save_reference
 from recipe.storage.addresses import split_address
-from recipe.storage.places import MissingError, Place
+from recipe.storage.fetching import at_hand
+from recipe.storage.places import MissingError
 
 OWN, ARRAYS, PICKLES = ".safetensors", ".npz", (".pkl", ".pickle")
 WRITTEN = (OWN, ARRAYS)
-PIECE = 1 << 26  # bytes that are read at once
 
 
 def open_reference(address: str, features: str) -> Reference:
@@ -34,7 +31,7 @@ def open_reference(address: str, features: str) -> Reference:
     place, name = split_address(address)
     if place.size(name) is None:
         raise MissingError(f"{place.describe(name)}: there is no such file; check the path")
-    with _at_hand(place, name) as path:
+    with at_hand(place, name) as path:
         if suffix == OWN:
             return load_reference(path, address)
         read = read_arrays(path, features, address) if suffix == ARRAYS else None
@@ -49,18 +46,3 @@ def write_reference(address: str, about: About, found: FeatureSet) -> None:
         place.make(name, lambda path: write_arrays(path, found))
     else:
         place.make(name, lambda path: save_reference(path, about, found))
-
-
-@contextmanager
-def _at_hand(place: Place, name: str) -> Iterator[Path]:
-    """The file's path, or that of a copy for a while."""
-    if place.is_local:
-        yield Path(place.address, name)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path, info = Path(folder, name), place.info(name)
-        assert info is not None, "it was there a moment ago"
-        with open(path, "wb") as file:
-            for start in range(0, info.size, PIECE):
-                file.write(place.read(name, start, min(PIECE, info.size - start), info.version))
-        yield path

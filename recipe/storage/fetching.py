@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,16 @@ def fetch_files(
             given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def at_hand(place: Place, name: str) -> Iterator[Path]:
+    """A file on this machine: itself, or a copy for a while. Raises StorageError if an object cannot be had."""
+    if place.is_local:
+        yield Path(place.address, name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield fetch_files(place, [name], Path(folder), 1)[0]
 
 
 def _fetch(place: Place, name: str, path: Path, progress: Progress, passes: Check) -> Path:

@@ -180,6 +180,11 @@ class SampleGrid(AtIntervals):
         return images
 
 
+def device_of_rank(device: Device) -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
+
+
 def grid_pictures(
     samples: Samples, facts: DataFacts, device: Device, everywhere: bool = False
 ) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -195,6 +200,5 @@ def grid_pictures(
     needed = everywhere or (samples.interval is not None and dist.get_global_rank() == 0)
     if samples.vae is None or whitening is None or not needed:
         return to_pixels
-    worker = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
-    # Between grids the GPU's memory is the training's.
-    return LatentPictures(find_vae(samples.vae, "samples.vae"), whitening, worker, idle=torch.device("cpu"))
+    files, idle = find_vae(samples.vae, "samples.vae"), torch.device("cpu")  # between grids the GPU is the training's
+    return LatentPictures(files, whitening, device_of_rank(device), idle)

@@ -30,7 +30,7 @@ from recipe.evaluation.network_weights import WeightsChoice
 from recipe.evaluation.reference import About
 from recipe.evaluation.statistics_files import open_reference
 from recipe.ranks import Ranks
-from recipe.training.callbacks import AtIntervals, grid_pictures
+from recipe.training.callbacks import AtIntervals, device_of_rank, grid_pictures
 from recipe.training.model import unwrap
 
 
@@ -112,11 +112,10 @@ def average_metrics(config: Config, facts: DataFacts, interval: int, device: Dev
     """
     metrics, samples = config.metrics, config.samples
     assert metrics is not None
-    worker = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
     choice = WeightsChoice(None if metrics.weights is None else Path(metrics.weights), metrics.accept_weights)
     tf32 = torch.backends.cudnn.allow_tf32  # the run's own choice, which loading a feature network changes
     with torch.random.fork_rng(devices=[]):  # it is filled with random numbers first
-        features = find_network(metrics.features, worker, choice)
+        features = find_network(metrics.features, device_of_rank(device), choice)
     torch.backends.cudnn.allow_tf32 = tf32
     judge = Judge(open_reference(metrics.reference, metrics.features), features, metrics.names)
     return AverageMetrics(
