@@ -217,3 +217,9 @@ def test_a_users_file_where_the_table_or_a_figure_is_to_go(name: str, tmp_path: 
     sweep(LocalPlace(tmp_path), Measured())
     (tmp_path / name).write_text("the sweep's")
     sweep(LocalPlace(tmp_path), Measured())
+
+
+def test_the_strongest_guidance_is_the_furthest_from_none():
+    assert Axes([1], [0.1], [1.0, 1.5, 2.0]).strongest() == 2.0
+    assert Axes([1], [0.1], [0.25, 1.0, 1.5]).strongest() == 0.25
+    assert Axes([1], [0.1]).strongest() == 1.0
