@@ -35,6 +35,7 @@ from recipe.evaluation.evaluate_options import (
     metrics_of,
     opened,
     ref_parser,
+    reference_of,
 )
 from recipe.evaluation.feature_set import FeatureSet
 from recipe.evaluation.features import FeatureNetwork
@@ -76,7 +77,8 @@ def ref(arguments: argparse.Namespace) -> str:
     if arguments.out.lower().endswith(WRITTEN[1]):
         refuse_idle(arguments, ["--keep-features"], f"cannot be stored in {WRITTEN[1]}; name a file {WRITTEN[0]}")
     ranks = find_ranks()
-    network, pictures = load_network(arguments), opened(arguments.source, arguments)
+    network = load_network(arguments, usable_device(arguments.device), None)
+    pictures = opened(arguments.source, arguments)
     count, kept = len(pictures.chosen), arguments.keep_features or 0
     if kept > count:
         raise OptionError(f"--keep-features {kept}: {arguments.source} has only {count} pictures")
@@ -96,16 +98,18 @@ def calc(arguments: argparse.Namespace) -> str:
     if (arguments.ref is None) == (arguments.other is None):
         raise OptionError("--ref FILE or OTHER: name one of the two, which PICTURES are measured against")
     ranks = find_ranks()
-    network, pictures = load_network(arguments), opened(arguments.pictures, arguments)
+    reference = None if arguments.ref is None else reference_of(arguments)
+    network = load_network(arguments, usable_device(arguments.device), reference)
+    pictures = opened(arguments.pictures, arguments)
     about = About(network.name, network.digest, **pictures.facts())
     check_enough(names, len(pictures.chosen), f"{arguments.pictures} has")
-    if arguments.ref is None:
+    if reference is None:
         settings, values = calc_two(arguments, names, network, pictures, ranks)
     else:
-        judge = Judge(open_reference(arguments.ref, network.name), network, names)
-        judge.reference.check_pictures(about, arguments.pictures)
+        judge = Judge(reference, network, names)
+        reference.check_pictures(about, arguments.pictures)
         values = judge.values(seen(network, pictures, ranks, judge.keep, arguments.workers), ranks)
-        settings = measured_by(network, arguments.ref, judge.reference.about, judge.reference.found.count)
+        settings = measured_by(network, arguments.ref, reference.about, reference.found.count)
     settings["pictures"] = said_of(about, len(pictures.chosen))
     return finish(arguments, Results("calc", network.name, [(arguments.pictures, values)], settings), ranks)
 
@@ -135,8 +139,8 @@ def gen(arguments: argparse.Namespace) -> str:
     check_result_place(arguments.out, [".json"], arguments.overwrite)
     check_enough(names, arguments.num, "--num asks for")
     ranks = find_ranks()
-    reference = open_reference(arguments.ref, arguments.features)
-    judge = Judge(reference, load_network(arguments), names)
+    reference = reference_of(arguments)
+    judge = Judge(reference, load_network(arguments, usable_device(arguments.device), reference), names)
     starts = [arguments.first_seed + run * arguments.num for run in range(arguments.runs)]
     drawing = load_drawing(arguments, settings, range(starts[0], starts[-1] + arguments.num))
     reference.check_pictures(About(judge.features.name, resolution=drawing.resolution), arguments.snapshot)

@@ -53,7 +53,7 @@ def arguments_parser() -> Options:
     add("run", type=address("RUN"), help="folder of the run, local or s3://bucket/folder")
     ref = "statistics of the data, which recipe/evaluate.py ref makes"
     add("--ref", type=address("--ref"), required=True, metavar="FILE", help=ref)
-    add_network(parser, default=None)
+    add_network(parser)
     metric = "metrics fd, kid, pr, dc, is; the first value decides which point is best (default fd)"
     add("--metric", type=word("--metric"), default="fd", metavar="LIST", help=metric)
     lengths = "lengths of the average: 0.05,0.10 or start:end:step"

@@ -2,25 +2,28 @@
 
 import argparse
 
+import torch
+
 from recipe.command_options import OptionError, Options, address, choice, local_path, refuse_idle, whole_number, word
-from recipe.evaluation.features import FeatureNetwork, find_network
+from recipe.evaluation.features import KNOWN, FeatureNetwork, find_network
 from recipe.evaluation.metrics import METRICS, chosen
 from recipe.evaluation.network_weights import WeightsChoice
 from recipe.evaluation.pictures import PictureSet, open_pictures
+from recipe.evaluation.reference import Reference
+from recipe.evaluation.statistics_files import open_reference
 from recipe.preparation.pictures import CROPS
 from recipe.sampling.drawing_options import add_device, add_drawing_options
-from recipe.sampling.networks import usable_device
 
 NUM = 50_000  # images of `gen`, as in the paper
 REF = "statistics: of `ref`, EDM2's .pkl, or .npz with mu and sigma; local or s3://"
 
 
-def add_network(parser: Options, default: str | None = "inception") -> None:
-    """The feature network, by default that of --ref if `default` is None, and its weights."""
+def add_network(parser: Options, default: str = "that of --ref") -> None:
+    """The feature network, None where none is named, and its weights."""
     add = parser.add_argument
-    known = f"inception, dinov2, dinov2-pil (default {default or 'that of --ref'})"
+    known = f"{', '.join(KNOWN)} (default {default})"
     features = f"{known}, or MODULE:FUNCTION, which takes uint8 [N,3,H,W] and gives [N,D]"
-    add("--features", type=word("--features"), default=default, metavar="NAME", help=features)
+    add("--features", type=word("--features"), metavar="NAME", help=features)
     weights = "folder of the published weights, where they cannot be fetched"
     add("--weights", type=local_path("--weights"), metavar="DIR", help=weights)
     accept = "SHA-256 of weights that are not known here and are to be used all the same; any = whatever they are"
@@ -59,7 +62,7 @@ def ref_parser() -> Options:
     kept = "also the features of N pictures, evenly spread, which kid, pr and dc need (2048 of Inception: 8 kB each)"
     add("--keep-features", type=whole_number("--keep-features"), metavar="N", help=kept)
     add_pictures(parser)
-    add_network(parser)
+    add_network(parser, KNOWN[0])
     add_device(parser)
     return parser
 
@@ -114,10 +117,23 @@ def metrics_of(arguments: argparse.Namespace) -> list[str]:
     return names
 
 
-def load_network(arguments: argparse.Namespace) -> FeatureNetwork:
-    """The feature network on its device. Raises EvaluationError, SampleError."""
-    choice = WeightsChoice(arguments.weights, arguments.accept_weights)
-    return find_network(arguments.features, usable_device(arguments.device), choice)
+def load_network(arguments: argparse.Namespace, device: torch.device, reference: Reference | None) -> FeatureNetwork:
+    """The network of --features on its device, by default that of the reference, or Inception without one.
+
+    What a file names is never imported: a network of the user's own must be named by the command.
+
+    Raises:
+        EvaluationError: no such network, or weights that are missing, damaged or not known.
+    """
+    name = arguments.features or (KNOWN[0] if reference is None else reference.about.features)
+    if arguments.features is None and name not in KNOWN and reference is not None:
+        raise OptionError(f"--features: {reference.path} is of a network of your own, {name}; add --features {name}")
+    return find_network(name, device, WeightsChoice(arguments.weights, arguments.accept_weights))
+
+
+def reference_of(arguments: argparse.Namespace) -> Reference:
+    """The statistics of --ref. Raises EvaluationError, StorageError."""
+    return open_reference(arguments.ref, arguments.features or KNOWN[0])
 
 
 def opened(where: str, arguments: argparse.Namespace) -> PictureSet:

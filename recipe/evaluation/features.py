@@ -20,6 +20,8 @@ from recipe.evaluation import dinov2, inception
 from recipe.evaluation.feature_set import EvaluationError
 from recipe.evaluation.network_weights import WeightsChoice, load_weights
 
+KNOWN = ("inception", *dinov2.RULES)
+"""Networks that need no import path."""
 Compute = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Features [N, D] and, of a classifier, logits [N, K] of uint8 pictures [N, 3, H, W]."""
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -15,13 +15,11 @@ from recipe.edm2.samplers.generate import SamplerSettings
 from recipe.edm2.samplers.guidance import EVERYWHERE, Interval
 from recipe.evaluation.averages import Averages
 from recipe.evaluation.coordinate_search import Cost
-from recipe.evaluation.features import find_network
+from recipe.evaluation.evaluate_options import load_network, reference_of
 from recipe.evaluation.judging import Judge
 from recipe.evaluation.metrics import chosen
-from recipe.evaluation.network_weights import WeightsChoice
 from recipe.evaluation.point_measure import Guide, GuideRun
 from recipe.evaluation.points import Axes, Point
-from recipe.evaluation.statistics_files import open_reference
 from recipe.evaluation.sweep import Sweep
 from recipe.evaluation.sweep_table import cost
 from recipe.sampling.drawing_options import check_schedule
@@ -93,10 +91,8 @@ def axes_of(arguments: argparse.Namespace, averages: Averages) -> Axes:
 
 def find_judge(arguments: argparse.Namespace, device: torch.device) -> Judge:
     """The judge of --ref and --metric. Raises EvaluationError, StorageError."""
-    reference = open_reference(arguments.ref, arguments.features or "inception")
-    weights = WeightsChoice(arguments.weights, arguments.accept_weights)
-    features = find_network(arguments.features or reference.about.features, device, weights)
-    return Judge(reference, features, arguments.metric.split(","))
+    reference = reference_of(arguments)
+    return Judge(reference, load_network(arguments, device, reference), arguments.metric.split(","))
 
 
 def find_guide(arguments: argparse.Namespace, averages: Averages) -> Guide:

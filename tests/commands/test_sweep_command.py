@@ -28,7 +28,7 @@ from recipe.weights.snapshots import SnapshotInfo, load_network, save_snapshot, 
 
 CPU = torch.device("cpu")
 FEATURES = "helpers.feature_networks:pixels"
-FEW = ("--num", 24, "--steps", 3, "--device", "cpu")
+FEW = ("--features", FEATURES, "--num", 24, "--steps", 3, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +205,10 @@ def test_no_run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     arguments = [tmp_path / "run", "--ref", place / "ref.safetensors", *LENGTHS, "--out", tmp_path / "file"]
     assert "is a file, not a folder" in refused_in_process(command, arguments, monkeypatch, capsys)
 
+    arguments = [tmp_path / "run", "--ref", place / "ref.safetensors", *LENGTHS, "--device", "cpu"]
+    said = f"ref.safetensors is of a network of your own, {FEATURES}; add --features {FEATURES}"
+    assert said in refused_in_process(command, arguments, monkeypatch, capsys)
+
 
 @pytest.mark.slow
 def test_documented_commands(place: Path, tmp_path: Path):
@@ -212,7 +216,7 @@ def test_documented_commands(place: Path, tmp_path: Path):
     run = tmp_path / "runs" / "edm2"
     shutil.copytree(place / "run", run)
     places = {"runs": tmp_path / "runs", "digits.safetensors": place / "ref.safetensors"}
-    sizes = {"--num": 16, "--steps": 2, "--sigma-rel": "0.08,0.10", "--device": "cpu"}
+    sizes = {"--features": FEATURES, "--num": 16, "--steps": 2, "--sigma-rel": "0.08,0.10", "--device": "cpu"}
     *sweeps, report = matching(r"python recipe/(sweep|report)\.py runs/edm2.*")
     assert len(sweeps) == 2
     for documented in sweeps:

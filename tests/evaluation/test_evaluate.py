@@ -339,6 +339,23 @@ def test_refusals(words: list[str], said: str, places: dict[str, str], monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["calc FEW", "gen SNAPSHOT"])
+def test_a_network_that_only_a_file_names_is_not_imported(command: str, places: dict[str, str], monkeypatch, capsys):
+    words = [places.get(word, word) for word in command.split()]
+    said = refused_in_process(evaluate, [*words, "--ref", places["REF"], "--device", "cpu"], monkeypatch, capsys)
+    network = PIXELS[1]
+    assert f"ref.safetensors is of a network of your own, {network}; add --features {network}" in said
+
+
+def test_the_network_is_that_of_the_reference(places: dict[str, str], monkeypatch, capsys, tmp_path: Path):
+    """Statistics of DINOv2 need no --features: what is missing are its weights, not Inception's."""
+    reference = open_reference(places["REF"], "any")
+    write_reference(str(tmp_path / "dino.safetensors"), About("dinov2", "0" * 64, 8), reference.found)
+    words = ["calc", places["FEW"], "--ref", str(tmp_path / "dino.safetensors"), "--weights", str(tmp_path)]
+    said = refused_in_process(evaluate, [*words, "--device", "cpu"], monkeypatch, capsys)
+    assert "holds no dinov2_vitl14_pretrain.pth" in said
+
+
 def test_the_options_of_drawing_are_samples_own():
     """What decides an image is written once, and has the same defaults."""
     of_sample, of_gen = sample.arguments_parser().known(), gen_parser().known()

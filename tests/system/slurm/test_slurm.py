@@ -265,7 +265,7 @@ def test_a_sweep_by_an_array(cluster: SlurmCluster, undisturbed: Place, tmp_path
     assert found is not None
     save_reference(statistics, About(name, network.digest, 8), found)
     line = [ROOT / "launch" / "sweep.sh", undisturbed.address, "--ref", statistics, "--sigma-rel", "0.08:0.12:0.02"]
-    options = ["--num", "16", "--steps", "2", "--out", tmp_path / "out"]
+    options = ["--features", name, "--num", "16", "--steps", "2", "--out", tmp_path / "out"]
     env = {"TMPDIR": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     job = cluster.submit("--array=0-1", *line, *options, folder=tmp_path, **env)
     wait_for(lambda: cluster.run("squeue", "--noheader") == "", "both tasks", EXPECTED_SECONDS)
