@@ -22,7 +22,9 @@ part() {
 }
 
 tests() { "$bin/python" -m pytest "$@"; }
-beside() { tests -n 2 --dist loadfile --no-loadscope-reorder "$@"; }
+# A process that a hung test took along (pyproject.toml) is not replaced: its successor would begin with the same test.
+beside() { tests -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"; }
+long() { "$@" -o faulthandler_timeout=9000; }
 
 part shellcheck "$bin/shellcheck" launch/*.sh .ci/run
 part "ruff check" "$bin/ruff" check .
@@ -35,8 +37,8 @@ else
   part "tests that need the machine" tests -m "alone and not soak"
 fi
 if [ "$*" = soak ]; then
-  part "soak" beside -m "soak and not alone"
-  part "soak that needs the machine" tests -m "soak and alone"
+  part "soak" long beside -m "soak and not alone"
+  part "soak that needs the machine" long tests -m "soak and alone"
   part "other processors, Pythons and users" launch/test_elsewhere.sh
 fi
 

@@ -62,7 +62,9 @@ class Forked:
     def ranks(self) -> list[int]:
         """Process ids by rank, once all are started."""
         paths = [self.folder / f"{rank}.pid" for rank in range(self.size)]
+        deadline = time.monotonic() + self.timeout
         while not all(path.exists() and path.read_text() for path in paths):
+            assert time.monotonic() < deadline, f"not all of {self.size} ranks start: {self.line}"
             time.sleep(0.01)
         return [int(path.read_text()) for path in paths]
 

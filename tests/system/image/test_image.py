@@ -15,7 +15,7 @@ from helpers.terminal import CTRL_C, Terminal
 from recipe.storage.addresses import open_place
 from recipe.training.run import EXIT_PREEMPTED
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1400)]
 NO_NETWORK = ["--network", "none"]
 OTHER_USER = ["--user", "4321:8765"]
 

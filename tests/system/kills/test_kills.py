@@ -21,7 +21,7 @@ from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
 from recipe.weights.snapshots import SnapshotReader, list_snapshots
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1400)]
 
 SMALL_PARTS = Path(__file__).with_name("small_parts.py")
 LONG = ("duration=240ba", "ema.snapshot_interval=6ba")

@@ -23,7 +23,7 @@ from recipe.ranks import Ranks
 from recipe.weights.posthoc import reconstruct, solve
 from recipe.weights.snapshots import SnapshotReader, buffer_names, list_snapshots, load_network
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1400)]
 
 SNAPSHOTS = 1600  # images between snapshots
 UNTRACKED = 0.075  # tracked in this run only to be compared with its reconstruction from the other two
@@ -47,7 +47,7 @@ def finished(duration: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [str(ROOT / "launch" / "quickstart.sh"), f"ema.sigma_rels=[0.05,0.1,{UNTRACKED}]", f"duration={duration}"]
     done = subprocess.run(
         [*command, "logging.progress_bar=false"], cwd=ROOT, env=os.environ | places, capture_output=True, text=True,
-        timeout=1400, check=False,
+        timeout=1300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"look at {folder}/run/grid.png" in done.stdout
