@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 
-def normalize(x: torch.Tensor, dims: tuple[int, ...] | None = None) -> torch.Tensor:
-    return x / (x.square().mean(dims or tuple(range(1, x.ndim)), keepdim=True).sqrt() + 1e-4)
+def normalize(x: torch.Tensor, dim: int = 1, scale: torch.Tensor | float = 1.0) -> torch.Tensor:
+    return x * (1 / (torch.linalg.vector_norm(x, dim=dim, keepdim=True) * x.shape[dim] ** -0.5 + 1e-4) * scale)
 
 
 def mp_sum(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
-    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
+    return torch.lerp(a, b, t) / math.sqrt((1 - t) ** 2 + t**2)
 
 
 class EDM2:
@@ -23,21 +23,20 @@ class EDM2:
         self.w = {name: w.float() for name, w in load_file(Path(folder) / "model.safetensors", device).items()}
 
     def layer(self, name: str, x: torch.Tensor, gain: torch.Tensor | float = 1.0) -> torch.Tensor:
-        w = (w := normalize(self.w[f"{name}.weight"])) * (gain / math.sqrt(w[0].numel()))
+        rows = (w := self.w[f"{name}.weight"]).flatten(1)
+        w = normalize(rows, scale=gain / math.sqrt(rows.shape[1])).reshape(w.shape)
         return F.linear(x, w) if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
 
     def block(self, name: str, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         x = F.avg_pool2d(x, 2) if name.endswith("_down") else F.interpolate(x, scale_factor=1 + name.endswith("_up"))
         skip = self.layer(f"{name}.conv_skip", x) if f"{name}.conv_skip.weight" in self.w else x
-        x, skip = (normalize(skip, (1,)),) * 2 if name.startswith("unet.enc") else (x, skip)
-        y = self.layer(f"{name}.conv_res0", F.silu(x) / 0.596)
+        x, skip = (normalize(skip),) * 2 if name.startswith("unet.enc") else (x, skip)
+        y = self.layer(f"{name}.conv_res0", F.silu(x) * (1 / 0.596))
         y = y * (self.layer(f"{name}.emb_linear", emb, self.w[f"{name}.emb_gain"]) + 1)[:, :, None, None]
-        x = mp_sum(skip, self.layer(f"{name}.conv_res1", F.silu(y) / 0.596), self.config["res_balance"])
+        x = mp_sum(skip, self.layer(f"{name}.conv_res1", F.silu(y) * (1 / 0.596)), self.config["res_balance"])
         if f"{name}.attn_qkv.weight" in self.w:
-            parts = self.layer(f"{name}.attn_qkv", x).reshape(
-                len(x), -1, self.config["channels_per_head"], 3, x[0, 0].numel()
-            )
-            q, k, v = normalize(parts, (2,)).permute(3, 0, 1, 4, 2)
+            shape = len(x), -1, self.config["channels_per_head"], 3, x[0, 0].numel()
+            q, k, v = normalize(self.layer(f"{name}.attn_qkv", x).reshape(shape), 2).permute(3, 0, 1, 4, 2)
             y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
             x = mp_sum(x, self.layer(f"{name}.attn_proj", y), self.config["attn_balance"])
         return x if self.config["clip_act"] is None else x.clamp(-self.config["clip_act"], self.config["clip_act"])
@@ -47,14 +46,15 @@ class EDM2:
         angles = torch.outer(sigma.log() / 4, self.w["unet.emb_fourier.freqs"]) + self.w["unet.emb_fourier.phases"]
         emb = self.layer("unet.emb_noise", angles.cos() * math.sqrt(2))
         if c["label_dim"] > 0:
-            emb = mp_sum(emb, F.pad(normalize(self.w["unet.emb_label.weight"]), (0, 1)).T[labels], c["label_balance"])
-        emb, skips, v = F.silu(emb) / 0.596, [], data**2 + s**2
-        h = torch.cat([x / v.sqrt(), torch.ones_like(x[:, :1])], 1)
+            one_hot = (labels[:, None] == torch.arange(c["label_dim"], device=x.device)) * math.sqrt(c["label_dim"])
+            emb = mp_sum(emb, self.layer("unet.emb_label", one_hot), c["label_balance"])
+        emb, skips, v = F.silu(emb) * (1 / 0.596), [], data**2 + s**2
+        h = torch.cat([1 / v.sqrt() * x, torch.ones_like(x[:, :1])], 1)
         for name in c["encoder"]:
             skips.append(h := self.layer(name, h) if name.endswith("_conv") else self.block(name, h, emb))
         for name in c["decoder"]:
             if "block" in name:
-                parts = [h * ((1 - t) / h.shape[1] ** 0.5), skips[-1] * (t / skips.pop().shape[1] ** 0.5)]
-                h = torch.cat(parts, 1) * (sum(part.shape[1] for part in parts) ** 0.5 / math.hypot(1 - t, t))
+                n = math.sqrt((h.shape[1] + skips[-1].shape[1]) / ((1 - t) ** 2 + t**2))
+                h = torch.cat([a * (n * w / math.sqrt(a.shape[1])) for a, w in ((h, 1 - t), (skips.pop(), t))], 1)
             h = self.block(name, h, emb)
-        return (data**2 * x + s * data * v.sqrt() * self.layer("unet.out_conv", h, self.w["unet.out_gain"])) / v
+        return data**2 / v * x + s * data / v.sqrt() * self.layer("unet.out_conv", h, self.w["unet.out_gain"])

@@ -17,18 +17,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def inverse_rms(x: Tensor, dim: int) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32)
+    return 1 / (norm * x.shape[dim] ** -0.5 + 1e-4)
+
+
 def normalize(x: Tensor, dim: int) -> Tensor:
     """To unit RMS along a dimension (eq. 30)."""
-    rms = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32) / math.sqrt(x.shape[dim])
-    return x * (1 / (rms + 1e-4)).to(x.dtype)
+    return x * inverse_rms(x, dim).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    return F.silu(x) / 0.596
+    return F.silu(x) * (1 / 0.596)
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
+    return torch.lerp(a, b, t) / math.sqrt((1 - t) ** 2 + t**2)
 
 
 class MPLayer(nn.Module):
@@ -40,7 +44,7 @@ class MPLayer(nn.Module):
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         weight = self.weight.float().flatten(1)
-        weight = normalize(weight, 1) * (gain / math.sqrt(weight.shape[1]))
+        weight = weight * (inverse_rms(weight, 1) * (gain / math.sqrt(weight.shape[1])))
         weight = weight.reshape(self.weight.shape).to(x.dtype)
         return F.linear(x, weight) if weight.ndim == 2 else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
@@ -167,7 +171,7 @@ class UNet(nn.Module):
         for name, layer in self.dec.items():
             if "block" in name:
                 skip = skips.pop()
-                scale = math.sqrt(x.shape[1] + skip.shape[1]) / math.hypot(1 - t, t)  # eq. 103
+                scale = math.sqrt((x.shape[1] + skip.shape[1]) / ((1 - t) ** 2 + t**2))  # eq. 103
                 x, skip = x * (scale * (1 - t) / math.sqrt(x.shape[1])), skip * (scale * t / math.sqrt(skip.shape[1]))
                 x = torch.cat([x, skip], 1)
             x = layer(x, emb)
@@ -236,6 +240,6 @@ class EDM2Model(ModelMixin, ConfigMixin):
         s = sigma[:, None, None, None]
         total = data**2 + s**2
         dtype = self.activations or (torch.float16 if x.is_cuda else torch.float32)
-        f_x = self.unet((x / total.sqrt()).to(dtype), sigma.log() / 4, class_labels)
+        f_x = self.unet((1 / total.sqrt() * x).to(dtype), sigma.log() / 4, class_labels)
         denoised = data**2 / total * x + s * data / total.sqrt() * f_x.float()
         return EDM2Output(sample=denoised) if return_dict else (denoised,)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.golden_data import relative_error
 from helpers.published_pickles import write_published
 from helpers.small_snapshots import DATASET, NETWORK, refused_in_process, small_network, stored
 from recipe import convert
@@ -49,8 +48,8 @@ def test_both_loaders_compute_the_same(changes: dict[str, Any], tmp_path: Path, 
     given = x, torch.tensor([0.01, 0.5, 2.0, 60.0]), torch.tensor([0, 3, 9, -1])
     reference = small_network(2, **changes)(*given)
     assert isinstance(reference, torch.Tensor)
-    assert relative_error(own(*given), reference) <= 1e-6  # pyright: ignore
-    assert relative_error(EDM2(folder)(*given), reference) <= 1e-6
+    assert torch.equal(own(*given), reference)  # pyright: ignore
+    assert torch.equal(EDM2(folder)(*given), reference)
 
 
 ALONE = """
@@ -75,7 +74,7 @@ def test_the_script_in_the_folder_stands_alone(tmp_path: Path, monkeypatch, caps
     assert done.stdout == "[]\n"
     x = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
     reference = load_network(folder / "model.safetensors")[0](x, torch.tensor([0.5]), torch.tensor([3]))
-    assert relative_error(torch.load(tmp_path / "out.pt", weights_only=True), reference) <= 1e-6  # pyright: ignore
+    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), reference)  # pyright: ignore
 
 
 def test_what_the_folder_says(tmp_path: Path, monkeypatch, capsys):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.golden_data import relative_error
 from helpers.small_snapshots import NETWORK, small_network, stored
 from recipe import convert
 from recipe.data.facts import DataFacts
@@ -113,7 +112,7 @@ def test_three_loaders_denoise_alike(name: str, folder: Path, found: dict[str, t
     reference = net_of(name)(*given(net_of(name)))
     assert isinstance(reference, torch.Tensor)
     for loaded in (found[f"{name}/whole"], found[f"{name}/part"], EDM2(folder / name)(*given(net_of(name)))):
-        assert relative_error(loaded, reference) <= 1e-6
+        assert torch.equal(loaded, reference)
 
 
 @pytest.mark.slow
@@ -135,10 +134,9 @@ def test_three_loaders_draw_the_same_sample(name: str, folder: Path, found: dict
     def sample(denoise: Denoise) -> torch.Tensor:
         return heun(denoise, noise, sigma_steps(6))
 
-    # 11 evaluations add up their rounding: of one they are within 1e-6, as above.
-    assert relative_error(found[f"{name}/sample"], sample(own)) <= 5e-6
-    assert relative_error(sample(others), sample(own)) <= 5e-6
-    assert relative_error(found[f"{name}/guided"], sample(guided(own, weaker, 1.7))) <= 5e-6
+    assert torch.equal(sample(others), sample(own))
+    assert torch.equal(found[f"{name}/sample"], sample(own))
+    assert torch.equal(found[f"{name}/guided"], sample(guided(own, weaker, 1.7)))
     assert sample(own).std() > 0.05
 
 
