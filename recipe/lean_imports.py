@@ -1,14 +1,17 @@
 """Keeps a command from loading for seconds what libraries load in passing and nobody here uses.
 
 torchmetrics, which Composer imports, loads transformers, SciPy's signal processing and matplotlib for metrics of text
-and sound; streaming loads tokenizers for its examples of data sets. Together that is a quarter to a half of a command's
-start. The libraries offer no switch, so their imports are met on the way, and in commands alone: a program that imports
-`recipe` finds torchmetrics and streaming whole.
+and sound; Composer loads transformers, and with it scikit-learn, for two of its algorithms, and a client of its makers'
+cluster; streaming loads transformers for two types of batches, and tokenizers for its examples of data sets. Together
+that is more than half of a command's start. The libraries offer no switch, so their imports are met on the way, and in
+commands alone: a program that imports `recipe` finds them whole.
 """
 
+import contextlib
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -44,21 +47,48 @@ def _leave_empty(module: ModuleType) -> None:
     pass
 
 
-CHANGED: dict[str, Callable[[ModuleType], None]] = {"lightning_utilities.core.imports": _tell_unused}
-"""Modules that are changed as soon as they are loaded."""
+def _on_its_platform() -> bool:
+    return os.environ.get("MOSAICML_PLATFORM", "").lower() == "true"
+
+
+@contextlib.contextmanager
+def _without_transformers() -> Iterator[None]:
+    """Meanwhile, unless it is there already, transformers seems to hold nothing but two types that no batch has."""
+    if "transformers" in sys.modules:
+        yield
+        return
+    held = {"transformers": (), "transformers.feature_extraction_utils": ("BatchFeature",),
+            "transformers.tokenization_utils_base": ("BatchEncoding",)}  # fmt: skip
+    for name, types in held.items():
+        sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name]).update({type_: type(type_, (), {}) for type_ in types})
+    try:
+        yield
+    finally:
+        for name in held:
+            del sys.modules[name]
+
+
+CHANGED: dict[str, Callable[[ModuleType], None]] = {
+    "composer.algorithms": _leave_empty,
+    "lightning_utilities.core.imports": _tell_unused,
+    "streaming.base.dataloader": _leave_empty,
+}
+"""Modules that are changed as soon as they are loaded, and see no transformers while they are."""
 MADE: dict[str, Callable[[ModuleType], None]] = {
+    "mcli": _leave_empty,
     "streaming.multimodal": _leave_empty,
     "streaming.text": _leave_empty,
     "streaming.vision": _leave_empty,
 }
-"""Modules that are made instead of loaded: streaming's examples of data sets."""
+"""Modules that are made instead of loaded: streaming's examples, and the client of Composer's cluster anywhere else."""
 
 
 class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname in MADE:
+        if fullname in MADE and not (fullname == "mcli" and _on_its_platform()):
             return ModuleSpec(fullname, _Changing(None, MADE[fullname]))
         spec = PathFinder.find_spec(fullname, path) if fullname in CHANGED else None
         if spec is not None:
@@ -74,5 +104,6 @@ class _Changing(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         if self.loader is not None:
-            self.loader.exec_module(module)
+            with _without_transformers():
+                self.loader.exec_module(module)
         self.change(module)

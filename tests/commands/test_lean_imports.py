@@ -7,18 +7,21 @@ import pytest
 
 from helpers.commands import ROOT
 
-HEAVY = ["scipy.signal", "matplotlib", "sklearn", "transformers.models.auto", "streaming.text.c4"]
-LIBRARIES = "import recipe.training.run, recipe.prepare, torchmetrics.text, sys; "
+HEAVY = ["scipy", "scipy.signal", "matplotlib", "pandas", "sklearn", "transformers", "mcli.api", "streaming.text.c4"]
+LIBRARIES = "import recipe.training.run, recipe.prepare, torchmetrics.text, composer.algorithms, sys; "
 PRINT = f"print(*[name for name in {HEAVY} if name in sys.modules])"
 WORKS = """
 import streaming, torch
 from recipe.evaluation.distances import FeatureStatistics
 assert {"text", "vision", "multimodal"} <= set(vars(streaming))
 assert issubclass(streaming.StreamingDataset, torch.utils.data.IterableDataset)
+assert streaming.StreamingDataLoader([1, 2, 3, 4], batch_size=2)._get_batch_size({"a": torch.zeros(2)}) == 2
+assert composer.algorithms.SelectiveBackprop and composer.algorithms.LowPrecisionLayerNorm
 statistics = FeatureStatistics(2)
 statistics.update(torch.eye(2))
 assert statistics.compute()[0].tolist() == [0.5, 0.5]
-import matplotlib.pyplot, scipy.signal, transformers.models.auto
+import matplotlib.pyplot, scipy.signal, transformers.models.auto, transformers.feature_extraction_utils
+assert transformers.BertConfig and transformers.feature_extraction_utils.BatchFeature({"a": 1})["a"] == 1
 """
 
 
