@@ -10,8 +10,10 @@ Pickles are read as data: nothing that they name is looked up, and the source co
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("convert.py")
+    import_less()
 
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 

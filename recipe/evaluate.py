@@ -11,8 +11,10 @@ so on show the options. What each metric needs, and how a number of the paper is
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("evaluate.py")
+    import_less()
 
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 

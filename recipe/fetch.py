@@ -10,8 +10,10 @@ the credentials are those of the environment (S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("fetch.py")
+    import_less()
 
 import argparse
 import time

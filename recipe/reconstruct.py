@@ -8,8 +8,10 @@ posthoc-NIMG-SIGMA_REL.safetensors files, which recipe/sample.py reads.
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("reconstruct.py")
+    import_less()
 
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 

@@ -9,8 +9,10 @@ that recipe/sweep.py left in the run's folder are in it, and those that --sweep 
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("report.py")
+    import_less()
 
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 

@@ -15,8 +15,10 @@ A network that was trained on latents needs --vae, the autoencoder that they wer
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("sample.py")
+    import_less()
 
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 

@@ -11,8 +11,10 @@ the same command goes on, and tasks of a Slurm array share a sweep (--task, laun
 
 if __name__ == "__main__":  # before the imports that take seconds
     from recipe.interrupts import end_at_once
+    from recipe.lean_imports import import_less
 
     end_at_once("sweep.py")
+    import_less()
 
 import recipe  # noqa: F401, sets up threads, before torch is loaded
 

@@ -61,10 +61,6 @@ def _prepare() -> None:
     gc.disable()  # a sixth of the time of these imports
     for module in IMPORTS:
         importlib.import_module(module)
-    import cpuinfo
-
-    found = cpuinfo.get_cpu_info()  # which Composer's trainer asks for, and which takes a second
-    cpuinfo.get_cpu_info = lambda: found
     gc.enable()
     gc.freeze()  # so that a child's collections leave the memory shared
 
