@@ -21,6 +21,20 @@ part() {
   echo "== $name took $((SECONDS - begin)) s"
 }
 
+# Types are looked at while tests run: it is one process, and the machine has two processors at least.
+begin_types() {
+  types=$(mktemp)
+  "$bin/pyright" >"$types" 2>&1 &
+  types_process=$!
+}
+end_types() {
+  local status=0
+  wait "$types_process" || status=$?
+  cat "$types"
+  rm -f "$types"
+  return "$status"
+}
+
 tests() { "$bin/python" -m pytest "$@"; }
 # A process that a hung test took along (pyproject.toml) is not replaced: its successor would begin with the same test.
 beside() { tests -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"; }
@@ -29,11 +43,13 @@ long() { "$@" -o faulthandler_timeout=9000; }
 part shellcheck "$bin/shellcheck" launch/*.sh .ci/run
 part "ruff check" "$bin/ruff" check .
 part "ruff format" "$bin/ruff" format --check .
-part pyright "$bin/pyright"
+begin_types
 if [ $# -gt 0 ] && [ "$*" != soak ]; then
   part "tests $*" tests "$@"
+  part pyright end_types
 else
   part "tests" beside -m "not alone and not soak"
+  part pyright end_types
   part "tests that need the machine" tests -m "alone and not soak"
 fi
 if [ "$*" = soak ]; then

@@ -173,7 +173,7 @@ def test_ctrl_z_stops_the_job_and_fg_goes_on(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["python", "composer", "torchrun"])
+@pytest.mark.parametrize("how", ["python", "torchrun", pytest.param("composer", marks=pytest.mark.soak)])
 def test_a_run_saves(how: str, digits: Path, tmp_path: Path):
     arguments = train_arguments(digits, tmp_path / "run", *ENDLESS)
     line = {"python": launch(1, *arguments), "composer": composer(2, *arguments), "torchrun": launch(2, *arguments)}[
@@ -194,10 +194,12 @@ def test_a_run_saves(how: str, digits: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_launchers_of_the_project(digits: Path, tmp_path: Path):
-    """launch/run.sh, with its logs elsewhere."""
+    """launch/run.sh, with its logs elsewhere: Composer's launcher and two ranks."""
     root = Path(__file__).parents[2]
     line = [str(root / "launch" / "run.sh"), *train_arguments(digits, tmp_path / "run", *ENDLESS)]
-    with Terminal(line, {"VENV": str(BIN.parent), "LOG_FOLDER": str(tmp_path / "logs")}) as terminal:
+    with Terminal(
+        line, {"VENV": str(BIN.parent), "LOG_FOLDER": str(tmp_path / "logs"), "RANKS_PER_NODE": "2"}
+    ) as terminal:
         terminal.wait_for(TRAINS)
         terminal.press(CTRL_C)
         assert terminal.wait() == 75
