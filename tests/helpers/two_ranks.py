@@ -7,13 +7,13 @@ from helpers.runs import stored_snapshots
 from recipe.storage.places import Place
 from recipe.weights.checkpoints import newest_whole
 
-STEPS = 48
-SNAPSHOTS = STEPS // 8 * 2
+STEPS = 30
+SNAPSHOTS = STEPS // 6 * 2
 SETTINGS = (
     f"duration={STEPS}ba",
     "fsdp={}",
-    "ema.snapshot_interval=8ba",
-    "checkpoints.interval=8ba",
+    "ema.snapshot_interval=6ba",
+    "checkpoints.interval=6ba",
     "checkpoints.keep=2",
     "logging.tensorboard=false",
     "loss.label_dropout=0.1",

@@ -27,7 +27,7 @@ from recipe.weights.snapshots import SnapshotInfo, save_snapshot, snapshot_name
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS = 60
+STEPS = 50
 SCRIPT = ROOT / "launch" / "run.sh"
 SHORT = "duration=40ba"
 SETTINGS = [
