@@ -111,7 +111,7 @@ def calc(arguments: argparse.Namespace) -> str:
         judge = Judge(reference, network, names)
         reference.check_pictures(about, arguments.pictures)
         values = judge.values(seen(network, pictures, ranks, judge.keep, arguments.workers), ranks)
-        settings = measured_by(network, arguments.ref, reference.about, reference.found.count)
+        settings = measured_by(network, reference.path, reference.about, reference.found.count)
     settings["pictures"] = said_of(about, len(pictures.chosen))
     return finish(arguments, Results("calc", network.name, [(arguments.pictures, values)], settings), ranks)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
+from composer.utils import dist
 from torch import Tensor
 
 from recipe.command_line import say
@@ -102,6 +103,7 @@ class Continue(Callback):
         epoch, within = divmod(self.found.nimg, self.samples_per_epoch)
         loader: Any = state.train_dataloader
         position = loader.dataset.state_dict(within, True) | {"epoch": epoch}
+        dist.barrier()  # ranks of a node share the memory that says where data go on: none writes while another reads
         state.load_state_dict(
             {"model": model, "optimizers": optimizers, "timestamp": {"Timestamp": self._clock(state, epoch, within)},
              "dataset_state": {"train": position}},

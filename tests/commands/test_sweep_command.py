@@ -191,7 +191,7 @@ def test_bad_input(
     options: tuple[str, ...], said: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.chdir(place)
-    given = [] if "--ref" in options else ["--ref", "ref.safetensors"]
+    given = ["--features", FEATURES, *([] if "--ref" in options else ["--ref", "ref.safetensors"])]
     out = tmp_path / "out"
     assert said in refused_in_process(command, ["run", *given, *options, "--out", out], monkeypatch, capsys)
     assert not out.exists()

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.commands import assert_refused
-from helpers.forks import train
+from helpers.commands import assert_refused, train_arguments
+from helpers.forks import run_forked, train
 from helpers.published_pickles import EasyDict, archived, rgb_encoder, write_published
 from helpers.runs import difference, losses, part, state
 from helpers.small_snapshots import NETWORK
@@ -88,11 +88,31 @@ def test_goes_on_bit_for_bit(digits: Path, whole: Path, weights: Path, tmp_path:
     assert [name for name, tensor in reference.items() if not torch.equal(ours[name], tensor)] == []
 
 
+LATE = """
+import os, pathlib, sys, time
+from streaming import StreamingDataset
+from recipe import train
+stamp, ask, load = pathlib.Path(sys.argv.pop(1)), StreamingDataset.state_dict, StreamingDataset.load_state_dict
+def asked(self, *arguments):
+    if os.environ["RANK"] == "0" and not stamp.exists():
+        time.sleep(2)
+        assert not stamp.exists(), "another rank has written already"
+    return ask(self, *arguments)
+def loaded(self, state):
+    stamp.touch()
+    load(self, state)
+StreamingDataset.state_dict, StreamingDataset.load_state_dict = asked, loaded
+train.main()
+"""
+
+
 def test_goes_on_sharded(digits: Path, whole: Path, weights: Path, tmp_path: Path):
-    """On two ranks, to float32 rounding."""
-    folder = tmp_path / "run"
+    """On two ranks, one of which is late, to float32 rounding."""
+    folder, script = tmp_path / "run", tmp_path / "late.py"
+    script.write_text(LATE)
     init = f"init={{path: {weights}, whole: true}}"
-    done = train(digits, folder, init, f"duration={END}ba", "fsdp={}", ranks=2)
+    line = train_arguments(digits, folder, init, f"duration={END}ba", "fsdp={}")
+    done = run_forked(script, tmp_path / "stamp", *line, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     ours, reference = state(folder), state(whole)
     assert difference(part(ours, ""), part(reference, "")) < 1e-4
