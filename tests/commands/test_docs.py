@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.commands import BIN, ROOT, TINY_RUN, command_line, run
+from helpers.commands import BIN, ROOT, TINY_RUN, run
 from helpers.documented import ALL, MARKS, after_script, commands, matching, placed, sized
 from helpers.forks import run_forked
 from recipe.benchmarks.sampler_figure import SHOWN, TABLE, digest, draw, read_table
@@ -136,7 +136,7 @@ def test_bench(digits: Path, tmp_path: Path):
     (command,) = matching(r"python recipe/bench\.py snapshots .*")
     tiny = dict(item.split("=", 1) for item in TINY_RUN) | {"--rate": 20}
     _, words = after_script(command)
-    done = run(command_line("bench.py", *sized(placed(words, {"DIGITS_8x8": digits}), tiny)), timeout=200)
+    done = run_forked("bench.py", *sized(placed(words, {"DIGITS_8x8": digits}), tiny), timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -5,6 +5,11 @@
 CASES.json is a list of cases; the answer of each rank, one entry per case, is in OUT_FOLDER/rank<r>.json.
 """
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from recipe.lean_imports import import_less
+
+    import_less()
+
 import contextlib
 import ctypes
 import gc

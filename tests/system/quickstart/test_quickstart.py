@@ -29,8 +29,9 @@ SNAPSHOTS = 1600  # images between snapshots
 UNTRACKED = 0.075  # tracked in this run only to be compared with its reconstruction from the other two
 
 
-ACCURACY = {16000: 0.7, 51200: 0.9}  # of the asked digits, by images trained on; of ten classes, chance is 0.1
-SAMPLES = {16000: 100, 51200: 200}
+ACCURACY = {16000: 0.6, 51200: 0.9}  # of the asked digits, by images trained on; of ten classes, chance is 0.1
+FURTHER = 200  # samples that the quickstart did not draw, judged where it has its full length
+COUNT = 10  # images in a grid of training
 
 
 @pytest.fixture(scope="module", params=[16000, pytest.param(51200, marks=pytest.mark.soak)])
@@ -44,11 +45,12 @@ def finished(duration: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a quickstart that also tracks a third average."""
     folder = tmp_path_factory.mktemp("quickstart")
     places = {"RUN_FOLDER": str(folder / "run"), "DATA_FOLDER": str(folder / "data")}
-    command = [str(ROOT / "launch" / "quickstart.sh"), f"ema.sigma_rels=[0.05,0.1,{UNTRACKED}]", f"duration={duration}"]
-    done = subprocess.run(
-        [*command, "logging.progress_bar=false"], cwd=ROOT, env=os.environ | places, capture_output=True, text=True,
-        timeout=1300, check=False,
-    )  # fmt: skip
+    command = [
+        str(ROOT / "launch" / "quickstart.sh"), f"ema.sigma_rels=[0.05,0.1,{UNTRACKED}]", f"duration={duration}",
+        f"samples.count={COUNT}", "logging.progress_bar=false",
+    ]  # fmt: skip
+    env = os.environ | places
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1300, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"look at {folder}/run/grid.png" in done.stdout
     return folder / "run"
@@ -67,20 +69,22 @@ def test_training_wrote_grids_of_raw_and_averaged_weights(finished: Path, durati
     names = {path.name for path in (finished / "samples").iterdir()}
     assert {f"{duration:011d}-{kind}.png" for kind in ("raw", "ema-0.050", "ema-0.100")} <= names
     grid = np.asarray(Image.open(finished / "samples" / f"{duration:011d}-ema-0.100.png"))
-    assert grid.shape == (4 * 16, 10 * 16)  # 40 images, ten to a row
+    assert grid.shape == (COUNT // 10 * 16, 10 * 16)  # ten to a row
 
 
 def test_a_classifier_finds_the_asked_digits(finished: Path, duration: int, tmp_path: Path):
-    """A kNN fitted on the real digits, on samples of seeds that the quickstart did not draw."""
-    last = 1000 + SAMPLES[duration]
-    average = next((finished / "posthoc").glob("posthoc-*-0.100.safetensors"))
-    arguments = (average, "--seeds", f"1000-{last - 1}", "--steps", 16, "--guidance", 2, "--out", tmp_path)
-    assert run(command_line("sample.py", *arguments)).returncode == 0
-    samples = np.stack([np.asarray(Image.open(tmp_path / f"{seed:06d}.png")) for seed in range(1000, last)])
+    """A kNN fitted on the real digits, on what the quickstart drew, or on further samples."""
+    folder, seeds = finished / "images", range(100)
+    if duration == max(ACCURACY):
+        folder, seeds = tmp_path, range(1000, 1000 + FURTHER)
+        average = next((finished / "posthoc").glob("posthoc-*-0.100.safetensors"))
+        options = ("--seeds", f"1000-{seeds[-1]}", "--steps", 16, "--guidance", 2, "--out", tmp_path)
+        assert run(command_line("sample.py", average, *options)).returncode == 0
+    samples = np.stack([np.asarray(Image.open(folder / f"{seed:06d}.png")) for seed in seeds])
     images, labels = embedded_digits(16)
     classifier = KNeighborsClassifier(5).fit(images.reshape(5000, -1).astype(float), labels)
     found = classifier.predict(samples.reshape(len(samples), -1).astype(float))
-    accuracy = (found == np.arange(1000, last) % 10).mean()
+    accuracy = (found == np.array(seeds) % 10).mean()
     print(f"kNN finds the asked digit in {accuracy:.1%} of {len(samples)} samples")
     assert accuracy >= ACCURACY[duration]
 
