@@ -43,7 +43,7 @@ def _named(requirement: str) -> set[str]:
     return set(re.findall(r"^[\w.-]+", requirement))
 
 
-def _leave_empty(module: ModuleType) -> None:
+def _leave_as_it_is(module: ModuleType) -> None:
     pass
 
 
@@ -84,17 +84,17 @@ def _without_transformers() -> Iterator[None]:
 
 
 CHANGED: dict[str, Callable[[ModuleType], None]] = {
-    "composer.algorithms": _leave_empty,
+    "composer.algorithms": _leave_as_it_is,
     "lightning_utilities.core.imports": _tell_unused,
-    "streaming.base.dataloader": _leave_empty,
+    "streaming.base.dataloader": _leave_as_it_is,
 }
 """Modules that are changed as soon as they are loaded, and see no transformers while they are."""
 MADE: dict[str, Callable[[ModuleType], None]] = {
     "cpuinfo": _read_processor,
-    "mcli": _leave_empty,
-    "streaming.multimodal": _leave_empty,
-    "streaming.text": _leave_empty,
-    "streaming.vision": _leave_empty,
+    "mcli": _leave_as_it_is,
+    "streaming.multimodal": _leave_as_it_is,
+    "streaming.text": _leave_as_it_is,
+    "streaming.vision": _leave_as_it_is,
 }
 """Modules that are made instead of loaded: streaming's examples, and the client of Composer's cluster off it."""
 
