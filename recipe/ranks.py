@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,8 @@ LOOK_SECONDS = 0.2  # seconds between looks at what others wrote; a launcher end
 PATIENCE = 900.0  # seconds that the other ranks of a launch may come later than this one: nodes start at their own pace
 FIRST_WORD, WORDS = 10.0, 30.0  # seconds until a waiting rank says what it waits for, and until it says so again
 NOBODY = 8.0  # seconds after which ranks that must be on this machine, and are not, will not come
-PART = 4 << 20  # bytes that go through the store at once; it refuses messages of more than 8 MiB
+PIECE = 3 << 10  # bytes that are under way to the store at once, see `Ranks._send`
+PART = 4 << 20  # bytes under one key of the store, whose answers are limited
 CONNECT = 15.0  # seconds that a connection to an address that answers may take
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NODE_RANK": "0"}
 WAY_OUT = (
@@ -57,16 +59,39 @@ class Ranks:
     def tell(self, key: str, word: str) -> None:
         """Write a word for the other ranks under a key."""
         if self.size > 1:
-            self.store.set(key, word)
+            self._send(key, word.encode())
 
     def hear(self, key: str) -> str:
         """The word under a key; waits until some rank has written it."""
-        try:
+        return b"".join(self._parts(key)).decode()
+
+    def _send(self, key: str, data: bytes) -> None:
+        """Store data under a key: its parts first, then their number, which says that they are there.
+
+        The store's server (libuv, torch 2.7) reads into buffers of 4096 bytes, and takes one that was filled to the
+        end with nothing behind it for the end of the connection. So fewer are under way at any time: each piece waits
+        for an answer, which `set` and `append` do not have.
+        """
+        parts = range(0, len(data), PART)
+        with _while_rank_0_lives():
+            for part, start in enumerate(parts):
+                write = self.store.set  # what is left from an earlier call goes
+                for piece in range(start, min(start + PART, len(data)), PIECE):
+                    write(f"{key}/{part}", data[piece : min(piece + PIECE, start + PART)])
+                    self.store.check([key])
+                    write = self.store.append
+            self.store.set(key, str(len(parts)))
+            self.store.check([key])
+
+    def _parts(self, key: str, last: bool = False) -> Iterator[bytes]:
+        """What some rank sent under a key, once it is there; the `last` who asks for it removes it from the store."""
+        with _while_rank_0_lives():
             while not self.store.check([key]):  # store.wait could not be interrupted
                 time.sleep(LOOK_SECONDS)
-            return self.store.get(key).decode()
-        except RuntimeError:
-            raise RanksError("rank 0 of this launch has ended; its own message says why") from None
+            for part in range(int(self.store.get(key))):
+                yield self.store.get(f"{key}/{part}")
+                if last:
+                    self.store.delete_key(f"{key}/{part}")  # it would stay in rank 0's memory
 
     def gather(self) -> None:
         """Rank 0 waits here until all others are here too; these need not wait."""
@@ -82,18 +107,10 @@ class Ranks:
         """
         key = f"collect/{next(self.rounds)}"
         if not self.first:
-            for part, start in enumerate(range(0, len(data), PART)):
-                self.store.set(f"{key}/{self.rank}/{part}", data[start : start + PART])
-            self.tell(f"{key}/{self.rank}", str(-(-len(data) // PART)))
+            self._send(f"{key}/{self.rank}", data)
             return iter(())
-        return itertools.chain([data], (self._collected(f"{key}/{rank}") for rank in range(1, self.size)))
-
-    def _collected(self, key: str) -> bytes:
-        parts = []
-        for part in range(int(self.hear(key))):
-            parts.append(self.store.get(f"{key}/{part}"))
-            self.store.delete_key(f"{key}/{part}")  # it would stay in rank 0's memory
-        return b"".join(parts)
+        others = (b"".join(self._parts(f"{key}/{rank}", last=True)) for rank in range(1, self.size))
+        return itertools.chain([data], others)
 
     def announce(self, word: str) -> str:
         """What rank 0 gives, on all ranks. It must not end before they have it: end with `gather`."""
@@ -106,6 +123,15 @@ class Ranks:
     def processors(self) -> int:
         """How many of this machine's are for this rank."""
         return max(1, processors() // self.local_size)
+
+
+@contextmanager
+def _while_rank_0_lives() -> Iterator[None]:
+    """It serves the store, unless torchrun does."""
+    try:
+        yield
+    except RuntimeError:
+        raise RanksError("rank 0 of this launch has ended; its own message says why") from None
 
 
 def find_ranks() -> Ranks:
@@ -181,12 +207,10 @@ def _meet(launch: Launch) -> Any:
         _wait_for_answer(launch, _Waiting(launch))
     store = _connect(launch)
     waiting = _Waiting(launch)
-    try:
+    with _while_rank_0_lives():
         store.set(f"here/{launch.rank}", "")
         while missing := [rank for rank in range(launch.size) if not store.check([f"here/{rank}"])]:
             waiting.look(missing)
-    except RuntimeError:
-        raise RanksError("rank 0 of this launch has ended; its own message says why") from None
     return store
 
 
