@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +130,22 @@ def test_train_answers_at_once(given: str, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train.py", "prepare.py"])
-def test_a_whole_environment_that_is_left_over(script: str, tmp_path: Path):
-    given = variables(
-        f"RANK=0 LOCAL_RANK=0 WORLD_SIZE=4 LOCAL_WORLD_SIZE=4 MASTER_ADDR=127.0.0.1 MASTER_PORT={free_port()}"
-    )
-    arguments = train_arguments(tmp_path / "none", tmp_path / "run")
-    if script == "prepare.py":
-        arguments = ["digits", "--out", str(tmp_path / "run")]
+def test_a_whole_environment_that_is_left_over(tmp_path: Path):
+    lines = {
+        "train.py": train_arguments(tmp_path / "none", tmp_path / "run"),
+        "prepare.py": ["digits", "--out", str(tmp_path / "run")],
+    }
+    left = "RANK=0 LOCAL_RANK=0 WORLD_SIZE=4 LOCAL_WORLD_SIZE=4 MASTER_ADDR=127.0.0.1"
+
+    def start(script: str) -> subprocess.CompletedProcess[str]:
+        given = variables(f"{left} MASTER_PORT={free_port()}")
+        return run([sys.executable, str(TRAIN.with_name(script)), *lines[script]], env=given, timeout=100)
+
     begin = time.monotonic()
-    done = run([sys.executable, str(TRAIN.with_name(script)), *arguments], env=given, timeout=100)
-    assert_refused(done, f"{script}: WORLD_SIZE=4: ranks 1, 2, 3 of 4 must run on this machine", "unset RANK")
+    with ThreadPoolExecutor() as pool:  # each waits for some seconds before it gives up
+        found = dict(zip(lines, pool.map(start, lines), strict=True))
+    for script, done in found.items():
+        assert_refused(done, f"{script}: WORLD_SIZE=4: ranks 1, 2, 3 of 4 must run on this machine", "unset RANK")
     assert time.monotonic() - begin < 60 and not (tmp_path / "run").exists()
 
 

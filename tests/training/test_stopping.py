@@ -132,9 +132,14 @@ def test_a_batch_that_does_not_come_is_not_waited_for(
 
 
 STUCK_RUN = """
-import sys, time
+import time
 from recipe.data.dataset import ImageDataset
-ImageDataset.get_item = lambda self, index, retry=7: time.sleep(1000)
+from recipe.training import stopping
+stopping.STUCK = 4.0
+def get_item(self, index, retry=7):
+    open("{asked}", "w").close()
+    time.sleep(1000)
+ImageDataset.get_item = get_item
 from recipe.train import main
 main()
 """
@@ -143,14 +148,15 @@ main()
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_that_waits_for_data_ends(workers: int, digits: Path, tmp_path: Path):
-    script = tmp_path / "stuck.py"
-    script.write_text(STUCK_RUN)
+    script, asked = tmp_path / "stuck.py", tmp_path / "asked"
+    script.write_text(STUCK_RUN.replace("{asked}", str(asked)))
     arguments = train_arguments(digits, tmp_path / "run", f"data.num_workers={workers}")
     with Forked(script, *arguments, timeout=120) as process:
         (pid,) = process.ranks()
-        while not (tmp_path / "run" / "owner.json").exists():
+        while not asked.exists():
+            assert process.poll() is None, process.errors()
             time.sleep(0.1)
-        time.sleep(8)  # by then it waits for the first batch
+        time.sleep(2)  # by then it waits for the first batch
         (children,) = Path(f"/proc/{pid}/task").glob(f"{pid}/children")
         left = children.read_text().split()
         assert len(left) >= workers

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +168,14 @@ def test_ctrl_c_twice_ends_a_container_at_once(built: Builder):
         terminal.wait_for("saves")
         terminal.press(CTRL_C)
         begin = time.monotonic()
-        assert terminal.wait(30) == 128 + signal.SIGKILL
+        try:
+            assert terminal.wait(30) == 128 + signal.SIGKILL
+        except AssertionError:
+            print(
+                built.podman("ps", "--all"),
+                subprocess.run(["ps", "-ef", "--forest"], capture_output=True, text=True, check=False).stdout,
+            )
+            raise
         assert time.monotonic() - begin < 10 and "Traceback" not in terminal.shown
 
 

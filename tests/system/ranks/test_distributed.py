@@ -16,11 +16,11 @@ from helpers.golden_data import check_final_weights, load, under
 from helpers.runs import difference, losses, part, snapshots, state
 
 pytestmark = pytest.mark.slow
-STEPS = 12
+STEPS = 9
 SABOTAGE = Path(__file__).with_name("sabotage.py")
 LIKE = (
     f"duration={STEPS}ba",
-    "optimizer.ref_batches=7",  # so that the learning rate also falls
+    "optimizer.ref_batches=5",  # so that the learning rate also falls
     f"ema.snapshot_interval={STEPS}ba",
     f"checkpoints.interval={STEPS}ba",
     "ema.snapshot_dtype=float32",
@@ -59,12 +59,12 @@ def one_rank(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
 @pytest.mark.parametrize(
     ("ranks", "overrides"),
     [
-        (1, ["device_train_microbatch_size=2"]),
-        (1, ["fsdp={}", "device_train_microbatch_size=4"]),
+        (1, ["device_train_microbatch_size=4"]),
+        (1, ["fsdp={}", "device_train_microbatch_size=8"]),
         (2, []),
         (2, ["fsdp={}"]),
-        (2, ["fsdp.activation_checkpointing=true", "device_train_microbatch_size=2"]),
-        (2, ["fsdp.reshard_after_forward=false", "device_train_microbatch_size=1"]),
+        (2, ["fsdp.activation_checkpointing=true", "device_train_microbatch_size=4"]),
+        (2, ["fsdp.reshard_after_forward=false", "device_train_microbatch_size=2"]),
         pytest.param(4, ["device_train_microbatch_size=2"], marks=pytest.mark.soak),
         pytest.param(4, ["fsdp={}"], marks=pytest.mark.soak),
         (4, ["fsdp.shard=2"]),
@@ -116,12 +116,12 @@ def test_gathering_in_16_bits_still_learns(one_rank: Result, digits: Path, tmp_p
 def test_resume_on_other_ranks(one_rank: Result, digits: Path, tmp_path: Path):
     """2 sharded ranks, then 1 without sharding, then 4 sharded: the same end as one that was never interrupted."""
     folder = tmp_path / "run"
-    for ranks, steps, overrides in ((2, 4, ["fsdp={}"]), (1, 8, []), (4, STEPS, ["fsdp={}"])):
+    for ranks, steps, overrides in ((2, 3, ["fsdp={}"]), (1, 6, []), (4, STEPS, ["fsdp={}"])):
         settings = [
             *LIKE,
             f"duration={steps}ba",
             "ema.snapshot_interval=3000ba",
-            "checkpoints.interval=4ba",
+            "checkpoints.interval=3ba",
             *overrides,
         ]
         done = train(digits, folder, *settings, ranks=ranks)
@@ -141,8 +141,8 @@ def test_epochs_end_alike_on_any_ranks(digits: Path, tmp_path: Path):
                 writer.write({"image": sample["image"], "label": sample["label"]})
     folders = {ranks: tmp_path / str(ranks) for ranks in (1, 2)}
     for ranks, folder in folders.items():
-        for steps in (3, 7):  # in between it is resumed at the end of an epoch
-            settings = (*LIKE, f"duration={steps}ba", "checkpoints.interval=3ba", "ema.snapshot_interval=7ba")
+        for steps in (3, 5):  # in between it is resumed at the end of an epoch
+            settings = (*LIKE, f"duration={steps}ba", "checkpoints.interval=3ba", "ema.snapshot_interval=5ba")
             done = train(few, folder, *settings, ranks=ranks)
             assert done.returncode == 0, done.stdout + done.stderr
     Result(folders[2]).assert_like(Result(folders[1]))
