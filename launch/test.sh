@@ -39,6 +39,12 @@ tests() { "$bin/python" -m pytest "$@"; }
 # A process that a hung test took along (pyproject.toml) is not replaced: its successor would begin with the same test.
 beside() { tests -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"; }
 long() { "$@" -o faulthandler_timeout=9000; }
+# Only the files with such tests are collected: all of them take 12 seconds.
+alone() {
+  local files
+  mapfile -t files < <(grep -rl --include="test_*.py" "mark\.alone" tests)
+  tests "${files[@]}" "$@"
+}
 
 part shellcheck "$bin/shellcheck" launch/*.sh .ci/run
 part "ruff check" "$bin/ruff" check .
@@ -50,11 +56,11 @@ if [ $# -gt 0 ] && [ "$*" != soak ]; then
 else
   part "tests" beside -m "not alone and not soak"
   part pyright end_types
-  part "tests that need the machine" tests -m "alone and not soak"
+  part "tests that need the machine" alone -m "alone and not soak"
 fi
 if [ "$*" = soak ]; then
   part "soak" long beside -m "soak and not alone"
-  part "soak that needs the machine" long tests -m "soak and alone"
+  part "soak that needs the machine" long alone -m "soak and alone"
   part "other processors, Pythons and users" launch/test_elsewhere.sh
 fi
 

@@ -567,7 +567,8 @@ def test_streamed_back_from_s3_by_two_ranks_with_a_small_cache(
     prepare("digits", bucket_folder, resolution=8, encoding="raw", shard_size="64kb")
     total = sum(entry.size for entry in open_place(bucket_folder).list("shard."))
     assert total > size
-    overrides = [f"data.remote={bucket_folder}", f"data.cache_limit={size}b", "duration=40ba", "global_batch_size=64"]
+    overrides = [f"data.remote={bucket_folder}", f"data.cache_limit={size}b", "duration=20ba", "global_batch_size=64"]
+    overrides += ["checkpoints.interval=20ba"]
     done = train(tmp_path / "cache", tmp_path / "run", *overrides, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     cached = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.mds"))
