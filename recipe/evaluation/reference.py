@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from recipe.evaluation.feature_set import EvaluationError, FeatureSet
 from recipe.evaluation.features import FeatureNetwork
 from recipe.evaluation.metrics import check_enough, chosen
+from recipe.weights.tensor_file import save_tensors
 
 METADATA_KEY = "edm2-recipe statistics"
 FORMAT = 1
@@ -131,7 +131,7 @@ def save_reference(path: Path, about: About, found: FeatureSet) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "version": importlib.metadata.version("edm2-recipe"), "count": found.count}
     text = json.dumps(header | asdict(about) | {"tensors": _digest(tensors)})
-    save_file(tensors, path, {METADATA_KEY: text})  # one entry: several would be written in random order
+    save_tensors(path, tensors, {METADATA_KEY: text})  # one entry: several would be written in random order
 
 
 def load_reference(path: Path, shown: str) -> Reference:

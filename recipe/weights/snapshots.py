@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from recipe.command_line import UserError
@@ -26,7 +25,7 @@ from recipe.data.facts import DataFacts
 from recipe.edm2.networks.kinds import KINDS, build_network
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.addresses import is_remote, open_place, split_address
-from recipe.weights.tensor_file import TensorFile, TensorFileError
+from recipe.weights.tensor_file import TensorFile, TensorFileError, save_tensors
 
 FORMAT = 1
 METADATA_KEY = "edm2-recipe snapshot"
@@ -117,7 +116,7 @@ def save_snapshot(path: Path, tensors: Mapping[str, Tensor], info: SnapshotInfo)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        save_tensors(temporary, tensors, metadata)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

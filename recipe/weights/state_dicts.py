@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+
+from recipe.weights.tensor_file import save_tensors
 
 FORMATS = (".safetensors", ".pt")
 
@@ -21,4 +22,4 @@ def write_state_dict(path: Path, tensors: Mapping[str, Tensor]) -> None:
         with open(path, "wb") as file:  # by its path torch would name the archive after a temporary file
             torch.save(dict(tensors), file)
     else:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        save_tensors(path, tensors)

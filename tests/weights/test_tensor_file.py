@@ -1,6 +1,9 @@
 """Tensors by ranges of a file: what the safetensors library wrote, and layouts that it would not write."""
 
 import json
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from helpers.small_snapshots import NETWORK
+from recipe.evaluation.feature_set import FeatureSet
+from recipe.evaluation.reference import About, save_reference
 from recipe.storage.local import LocalPlace
+from recipe.weights.snapshots import SnapshotInfo, save_snapshot
+from recipe.weights.state_dicts import write_state_dict
 from recipe.weights.tensor_file import TensorFile, TensorFileError
 
 TENSORS = {
@@ -29,6 +37,26 @@ def test_reads_what_the_library_wrote(tmp_path: Path):
     for names in (file.names(), [*reversed(file.names())], ["d"], ["e", "a"]):
         for name, tensor in zip(names, file.read(names), strict=True):
             assert tensor.dtype == TENSORS[name].dtype and torch.equal(tensor, TENSORS[name]), name
+
+
+WRITERS = [
+    lambda path: save_snapshot(path, {"a": torch.ones(2)}, SnapshotInfo(NETWORK, 1000, 0.05)),
+    lambda path: write_state_dict(path, TENSORS),
+    lambda path: save_reference(path, About("own:network"), FeatureSet(2, torch.zeros(3), torch.eye(3))),
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_others_may_read_what_the_umask_lets_them(
+    tmp_path: Path, write: Callable[[Path], object], umask: int, mode: int
+):
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()] == [mode]
 
 
 def write(path: Path, ranges: dict[str, tuple[int, int]], size: int, **changes: Any) -> TensorFile:
