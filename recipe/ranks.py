@@ -94,11 +94,12 @@ class Ranks:
                     self.store.delete_key(f"{key}/{part}")  # it would stay in rank 0's memory
 
     def gather(self) -> None:
-        """Rank 0 waits here until all others are here too; these need not wait."""
+        """Rank 0 waits here until all others are here too; these need not wait. All must call it in the same order."""
+        key = f"gather/{next(self.rounds)}"
         if not self.first:
-            self.tell(f"prepare/done/{self.rank}", "")
+            self.tell(f"{key}/{self.rank}", "")
         for rank in range(1, self.size) if self.first else ():
-            self.hear(f"prepare/done/{rank}")
+            self.hear(f"{key}/{rank}")
 
     def collect(self, data: bytes) -> Iterator[bytes]:
         """On rank 0 what each rank gives, in their order and one at a time; on the others, which do not wait, nothing.

@@ -186,6 +186,21 @@ class Watched:
 READ = 4096  # bytes; a request that fills a read of the store's server to the end costs the connection (torch 2.7)
 
 
+def test_rank_0_waits_for_the_others_each_time():
+    """A second wait is not over because the first was."""
+    port = free_port()
+    server = TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+    first, second = (ranks.Ranks(rank, 2, 2, server) for rank in range(2))
+    for _ in range(2):
+        waiting = threading.Thread(target=first.gather, daemon=True)
+        waiting.start()
+        waiting.join(2 * ranks.LOOK_SECONDS)
+        assert waiting.is_alive()
+        second.gather()
+        waiting.join(60)
+        assert not waiting.is_alive()
+
+
 def test_ranks_give_each_other_data_of_any_size():
     """Through the launcher's store, whose messages are limited; in their order, and nothing stays in it."""
     port = free_port()
