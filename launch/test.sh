@@ -11,6 +11,7 @@ bin=${VENV:-.venv}/bin
 export PATH="$PWD/$bin:$PATH"
 SECONDS=0
 failed=()
+trap 'exit 130' INT  # pytest takes Ctrl-C as the end of its own part alone
 
 # part NAME COMMAND...: run one part; the others run too if it fails
 part() {
@@ -26,10 +27,12 @@ begin_types() {
   types=$(mktemp)
   "$bin/pyright" >"$types" 2>&1 &
   types_process=$!
+  trap 'kill "$types_process" 2>/dev/null || true; rm -f "$types"' EXIT
 }
 end_types() {
   local status=0
   wait "$types_process" || status=$?
+  trap - EXIT
   cat "$types"
   rm -f "$types"
   return "$status"
