@@ -45,6 +45,8 @@ RUN_BY = {
     r"python recipe/(convert|sample)\.py (edm2-img64-s-|published/).*": "test_convert.py::test_the_page",
     r"python recipe/convert\.py (training-state-|continued/).*": "test_convert.py::test_the_page",
     r"python recipe/(sweep|report)\.py runs/edm2.*": "test_sweep_command.py::test_documented_commands",
+    r"python recipe/train\.py .* run_name=noisy .*": "test_sweep_command.py::test_the_documented_example",
+    r"PYTHONPATH=tests python recipe/(evaluate|sweep)\.py .*": "test_sweep_command.py::test_the_documented_example",
     r"python recipe/evaluate\.py .*": "test_evaluate.py::test_the_page",
     r"docker (stop|start) .*": "test_image.py::test_stops_and_goes_on",
 }

@@ -2,13 +2,15 @@
 
 import csv
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.commands import ROOT
+from helpers.commands import ROOT, command_line, run
 from helpers.documented import after_script, matching, placed, sized
 from helpers.forks import run_forked
 from helpers.small_snapshots import NETWORK, refused_in_process, small_network, stored, write_run
@@ -81,8 +83,8 @@ def test_values_are_those_of_files(place: Path, grid: Path, tmp_path: Path):
     """As of reconstruct.py's files, drawn and judged one by one."""
     found = values(grid)
     assert len(found) == 2 * (1 + 2 * 2) and len(set(found.values())) == len(found)
-    for run, length, nimg in (("run", 0.12, None), ("weak", 0.12, 6000)):
-        reconstruct.run(place / run, [length], nimg, tmp_path / run, torch.float16, force=False)
+    for name, length, nimg in (("run", 0.12, None), ("weak", 0.12, 6000)):
+        reconstruct.run(place / name, [length], nimg, tmp_path / name, torch.float16, force=False)
     net, _ = load_network(tmp_path / "run" / snapshot_name(8000, 0.12, "posthoc"))
     guide, _ = load_network(tmp_path / "weak" / snapshot_name(6000, 0.12, "posthoc"))
     reference = load_reference(place / "ref.safetensors", "ref")
@@ -230,3 +232,30 @@ def test_documented_commands(place: Path, tmp_path: Path):
     done = run_forked(ROOT / script, *placed(words, places))
     assert done.returncode == 0 and "1 sweeps" in done.stdout, done.stdout + done.stderr
     assert (run / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+def test_the_documented_example(tmp_path: Path):
+    """From digits to the table: the same commands on fewer steps, snapshots and pictures."""
+    places = {"data/digits8": tmp_path / "digits8", "digits8.safetensors": tmp_path / "ref.safetensors",
+              "runs": tmp_path / "runs"}  # fmt: skip
+    images = {"duration": 640, "ema.snapshot_interval": 80, "checkpoints.interval": 640, "samples.interval": 320}
+    training = images | {"optimizer.rampup": 160, "save_folder": tmp_path / "runs" / "noisy"}
+    sweeping = {"--nimg": 640, "--num": 20, "--steps": 3}
+    said = ""
+    for pattern, sizes in (
+        (r"python recipe/prepare\.py digits --out data/digits8 .*", {}),
+        (r"python recipe/train\.py .* run_name=noisy .*", training),
+        (r"PYTHONPATH=tests python recipe/evaluate\.py ref .*", {}),
+        (r"PYTHONPATH=tests python recipe/sweep\.py .*", sweeping),
+    ):
+        (documented,) = matching(pattern)
+        script, words = after_script(documented)
+        assert all(size in documented for size in sizes if size != "save_folder"), documented
+        variables = dict(word.split("=", 1) for word in shlex.split(documented)[:1] if "=" in word)
+        line = command_line(Path(script).name, *sized(placed(words, places), sizes))
+        done = run(line, env=variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said = done.stdout
+    assert len(re.findall(r"^ +0\.\d{3} +\d", said, re.MULTILINE)) == 8 and "<- best" in said, said
