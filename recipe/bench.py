@@ -36,9 +36,15 @@ def snapshots(given: list[str], folder: str, rate: float) -> None:
     """Measure a run whose length and writing the benchmark decides."""
     from recipe.benchmarks.snapshots import SNAPSHOTS, STEPS_BETWEEN, bench_snapshots
 
-    own = {"save_folder": folder, "duration": f"{STEPS_BETWEEN * SNAPSHOTS + 5}ba", "samples.interval": "null",
-           "ema.snapshot_interval": f"{STEPS_BETWEEN}ba", "checkpoints.interval": "1000000ba",
-           "logging.tensorboard": "false", "logging.progress_bar": "false"}  # fmt: skip
+    own = {
+        "save_folder": folder,
+        "duration": f"{STEPS_BETWEEN * SNAPSHOTS + 5}ba",
+        "samples.interval": "null",
+        "ema.snapshot_interval": f"{STEPS_BETWEEN}ba",
+        "checkpoints.interval": "1000000ba",
+        "logging.tensorboard": "false",
+        "logging.progress_bar": "false",
+    }
     decided = [text for text in given if text.split("=")[0] in own]
     if decided:
         say(f"decided by the benchmark, not by {', '.join(decided)}")

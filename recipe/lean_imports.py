@@ -71,8 +71,11 @@ def _without_transformers() -> Iterator[None]:
     if "transformers" in sys.modules:
         yield
         return
-    held = {"transformers": (), "transformers.feature_extraction_utils": ("BatchFeature",),
-            "transformers.tokenization_utils_base": ("BatchEncoding",)}  # fmt: skip
+    held = {
+        "transformers": (),
+        "transformers.feature_extraction_utils": ("BatchFeature",),
+        "transformers.tokenization_utils_base": ("BatchEncoding",),
+    }
     for name, types in held.items():
         sys.modules[name] = ModuleType(name)
         vars(sys.modules[name]).update({type_: type(type_, (), {}) for type_ in types})

@@ -68,10 +68,13 @@ def arguments_parser() -> Options:
     )
     add("source", source, nargs="?", type=address("SOURCE"))
     add("--out", "local folder or s3://bucket/prefix of the shards", metavar="PLACE", type=address("--out"))
-    add("--resolution", "height and width in pixels (default: that of the first picture, which all must have; "
-        "digits 32)", metavar="N", type=whole_number("--resolution", least=0))  # fmt: skip
-    add("--crop", "center (default): square in the middle; center-crop-dhariwal: as ADM and the paper's ImageNet; "
-        "none: pictures must be square")  # fmt: skip
+    resolution = "height and width in pixels (default: that of the first picture, which all must have; digits 32)"
+    add("--resolution", resolution, metavar="N", type=whole_number("--resolution", least=0))
+    add(
+        "--crop",
+        "center (default): square in the middle; center-crop-dhariwal: as ADM and the paper's ImageNet; "
+        "none: pictures must be square",
+    )
     channels = "1: grey, 3: RGB (default: 1 if the first pictures are grey)"
     add("--channels", channels, type=whole_number("--channels", least=0))
     add("--background", "colour behind transparent pixels (default white)")
@@ -87,11 +90,16 @@ def arguments_parser() -> Options:
     add_latents(parser)
     switch("--skip-errors", "leave files out that are no images; they are listed in skipped.json")
     switch("--overwrite", "replace another data set at --out, or another file at --sheet")
-    inspected = "print what shards hold and draw a contact sheet; nothing is prepared; of latents --vae decodes some"
-    add("--inspect", inspected, metavar="PLACE", type=address("--inspect"))
-    sheet = "PNG for the contact sheet (default NAME-contact-sheet.png)"
-    add("--sheet", sheet, metavar="FILE", type=local_path("--sheet"))
+    add_inspection(parser)
     return parser
+
+
+def add_inspection(parser: Options) -> None:
+    """The options of looking at shards."""
+    inspected = "print what shards hold and draw a contact sheet; nothing is prepared; of latents --vae decodes some"
+    parser.add_argument("--inspect", type=address("--inspect"), metavar="PLACE", help=inspected)
+    sheet = "PNG for the contact sheet (default NAME-contact-sheet.png)"
+    parser.add_argument("--sheet", type=local_path("--sheet"), metavar="FILE", help=sheet)
 
 
 def add_latents(parser: Options) -> None:

@@ -84,11 +84,18 @@ class Transforms:
         shift = self.shift / TRANSLATION_STD
         return torch.stack(
             [
-                self.x_flip.float(), self.y_flip.float(), log_scale, self.angle.cos() - 1, self.angle.sin(),
-                log_stretch * self.direction.cos(), log_stretch * self.direction.sin(), shift[:, 0], shift[:, 1],
+                self.x_flip.float(),
+                self.y_flip.float(),
+                log_scale,
+                self.angle.cos() - 1,
+                self.angle.sin(),
+                log_stretch * self.direction.cos(),
+                log_stretch * self.direction.sin(),
+                shift[:, 0],
+                shift[:, 1],
             ],
             dim=1,
-        )  # fmt: skip
+        )
 
     def resampled(self) -> Tensor:
         """Which images, bool [N], need more than exact flips."""

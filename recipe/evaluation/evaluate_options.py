@@ -84,8 +84,13 @@ def gen_parser() -> Options:
     parser = Options("evaluate.py gen", "Metrics of what a network draws. No image is stored.")
     add = parser.add_argument
     add("--ref", type=address("--ref"), required=True, metavar="FILE", help=REF)
-    add("--num", type=whole_number("--num", least=2, most=10_000_000), default=NUM, metavar="N",
-        help=f"images of a run (default {NUM})")  # fmt: skip
+    add(
+        "--num",
+        type=whole_number("--num", least=2, most=10_000_000),
+        default=NUM,
+        metavar="N",
+        help=f"images of a run (default {NUM})",
+    )
     runs = "sets of images, of seeds that follow each other (default 1; the paper has 3, and the best FID)"
     add("--runs", type=whole_number("--runs", most=1000), default=1, metavar="N", help=runs)
     first = "of the first run (default 0)"

@@ -124,9 +124,12 @@ class PictureSet:
         mine = [list(numbers[start : start + rows]) for start in numbers[ranks.rank * rows :: rows * ranks.size]]
         few = sum(map(len, mine)) < FEW
         loader = DataLoader(
-            _Decoded(self), batch_sampler=mine, num_workers=0 if few else workers, collate_fn=_together,
+            _Decoded(self),
+            batch_sampler=mine,
+            num_workers=0 if few else workers,
+            collate_fn=_together,
             multiprocessing_context="fork" if workers and not few else None,
-        )  # fmt: skip
+        )
         for batch in loader:
             if isinstance(batch, str):
                 raise EvaluationError(f"{self.where}: {batch}; take it away, or repair it")

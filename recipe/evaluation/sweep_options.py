@@ -138,8 +138,12 @@ def search_cost(sweep: Sweep, metric: str) -> Cost:
 
 
 def _lengths(text: str, option: str) -> list[float]:
-    found = _numbers(text, option, lambda value: 0 < value < SIGMA_REL_LIMIT,
-                     f"must be above 0 and below 12^-0.5 = {SIGMA_REL_LIMIT:.4f}")  # fmt: skip
+    found = _numbers(
+        text,
+        option,
+        lambda value: 0 < value < SIGMA_REL_LIMIT,
+        f"must be above 0 and below 12^-0.5 = {SIGMA_REL_LIMIT:.4f}",
+    )
     for length in found:
         if round(length, 3) != length:
             raise OptionError(f"{option} {length:g}: must have at most 3 decimals")

@@ -85,8 +85,9 @@ def read_contents(address: str, sweeps: Sequence[str] = (), most_bytes: int = MO
     contents.curves, contents.remarks["curves"] = read_curves(place)
     contents.grids, contents.remarks["grids"] = read_grids(place, most_bytes)
     _read_files(contents, place, entries)
-    found = sorted(name[: -len(SETTINGS) - 1] for name in names if name.startswith(f"{SWEEPS}/") and
-                   name.endswith(f"/{SETTINGS}"))  # fmt: skip
+    found = sorted(
+        name[: -len(SETTINGS) - 1] for name in names if name.startswith(f"{SWEEPS}/") and name.endswith(f"/{SETTINGS}")
+    )
     for name in found:
         _read_sweep(contents, place.child(name), name.removeprefix(f"{SWEEPS}/"), own=True)
     for other in sweeps:
@@ -177,9 +178,14 @@ def sweep_for_page(name: str, settings: Mapping[str, str], results: Sequence[Res
     ]
     rising = [higher_is_better(each) for each in metrics]
     return {
-        "name": name, "coordinates": coordinates, "metrics": metrics, "rising": rising, "rows": rows,
-        "settings": list(settings.items()), "chosen": metrics.index(metric),
-    }  # fmt: skip
+        "name": name,
+        "coordinates": coordinates,
+        "metrics": metrics,
+        "rising": rising,
+        "rows": rows,
+        "settings": list(settings.items()),
+        "chosen": metrics.index(metric),
+    }
 
 
 def finite(value: float) -> float | None:

@@ -105,10 +105,15 @@ class Continue(Callback):
         position = loader.dataset.state_dict(within, True) | {"epoch": epoch}
         dist.barrier()  # ranks of a node share the memory that says where data go on: none writes while another reads
         state.load_state_dict(
-            {"model": model, "optimizers": optimizers, "timestamp": {"Timestamp": self._clock(state, epoch, within)},
-             "dataset_state": {"train": position}},
-            logger, strict=True,
-        )  # fmt: skip
+            {
+                "model": model,
+                "optimizers": optimizers,
+                "timestamp": {"Timestamp": self._clock(state, epoch, within)},
+                "dataset_state": {"train": position},
+            },
+            logger,
+            strict=True,
+        )
         say(f"init: goes on at {self.found.nimg} images with the training in {self.found.files['net']}")
 
     def _clock(self, state: State, epoch: int, within: int) -> dict[str, Any]:

@@ -161,9 +161,11 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """The data sets that the pages have people make, as far as a plan looks at them."""
     workplace = Workplace(tmp_path_factory.mktemp("planned"))
     for name, kind, resolution, channels, label_dim in (
-        ("photos", "pixels", 64, 3, 4), ("cifar10", "pixels", 32, 3, 10), ("photos-latents", "latents", 32, 4, 4),
+        ("photos", "pixels", 64, 3, 4),
+        ("cifar10", "pixels", 32, 3, 10),
+        ("photos-latents", "latents", 32, 4, 4),
         ("digits", "pixels", 16, 1, 10),
-    ):  # fmt: skip
+    ):
         facts = {"kind": kind, "img_resolution": resolution, "img_channels": channels, "label_dim": label_dim}
         shards_in_name(workplace.folder / "data" / name, facts)
     return workplace

@@ -82,9 +82,13 @@ class Engines:
         path = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
         (self.folder / "line").unlink(missing_ok=True)
         return subprocess.run(
-            list(map(str, command)), env=inherited | settings | path, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=60,
-        )  # fmt: skip
+            list(map(str, command)),
+            env=inherited | settings | path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     def line(self, *command: str | Path, **env: str) -> list[str]:
         """The command line that an engine got."""
@@ -102,9 +106,13 @@ def test_credentials_enter_by_name(engines: Engines, tmp_path: Path):
     file = tmp_path / "credentials"
     file.touch()
     secrets = {
-        "AWS_ACCESS_KEY_ID": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": SECRET,
-        "S3_ENDPOINT_URL": f"https://{SECRET}", "WANDB_API_KEY": SECRET, "MLFLOW_TRACKING_TOKEN": SECRET,
-    }  # fmt: skip
+        "AWS_ACCESS_KEY_ID": SECRET,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_SESSION_TOKEN": SECRET,
+        "S3_ENDPOINT_URL": f"https://{SECRET}",
+        "WANDB_API_KEY": SECRET,
+        "MLFLOW_TRACKING_TOKEN": SECRET,
+    }
     line = engines.line(RUN, "true", **secrets, AWS_SHARED_CREDENTIALS_FILE=str(file), HOME_SECRET=SECRET)
     passed = [line[index + 1] for index, word in enumerate(line) if word == "--env"]
     assert {*secrets, "AWS_SHARED_CREDENTIALS_FILE"} <= set(passed) and "HOME_SECRET" not in passed
@@ -167,7 +175,7 @@ def test_build_names_version_and_commit(engines: Engines):
         ([BUILD], {"ENGINE": "rkt"}, "ENGINE=rkt: must be docker or podman"),
         ([BUILD], {"IMAGE": "edm2:1"}, "IMAGE=edm2:1: must be a name without tag"),
     ],
-)  # fmt: skip
+)
 def test_refusals(engines: Engines, command: list, env: dict[str, str], message: str):
     done = engines.call(*command, **env)
     assert done.returncode == 2, done.stderr
@@ -188,7 +196,7 @@ def test_no_engine_answers(engines: Engines, script: Path, engine: str):
     ("command", "status"),
     [(["sh", "-c", "exit 75"], 75), (["sh", "-c", "kill -9 $$"], 137), (["no-such-program"], 127), (["/"], 126)],
     ids=str,
-)  # fmt: skip
+)
 def test_entrypoint_ends_as_the_command(command: list[str], status: int):
     done = subprocess.run([*ENTRYPOINT, *command], capture_output=True, text=True, timeout=60)
     assert done.returncode == status

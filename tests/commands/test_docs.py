@@ -114,9 +114,13 @@ def test_sizes(size: str):
     with redirect_stdout(out):
         print_plan(read_config([str(ROOT / "yamls" / f"{preset}.yaml"), *options]))
     for line in (
-        rf"parameters +{parameters} M", rf"memory per rank +{memory} GiB", rf"traffic +{traffic} sent",
-        rf"checkpoints +{checkpoint} each", rf"snapshots +{snapshot} each", r".* fits microbatches of 64:.*",
-    ):  # fmt: skip
+        rf"parameters +{parameters} M",
+        rf"memory per rank +{memory} GiB",
+        rf"traffic +{traffic} sent",
+        rf"checkpoints +{checkpoint} each",
+        rf"snapshots +{snapshot} each",
+        r".* fits microbatches of 64:.*",
+    ):
         assert re.search(f"^{line}", out.getvalue(), re.MULTILINE), (preset, line, out.getvalue())
 
 

@@ -45,9 +45,11 @@ class StandIns:
         self.write("python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         self.write("nvidia-smi", "#!/bin/sh\nexit 9\n")  # the GPUs of this machine do not count
         self.environment = {
-            "PATH": f"{self.bin}:{os.environ['PATH']}", "VENV": str(folder), "LOG_FOLDER": str(folder / "logs"),
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "VENV": str(folder),
+            "LOG_FOLDER": str(folder / "logs"),
             "TMPDIR": str(folder),
-        }  # fmt: skip
+        }
 
     def write(self, name: str, text: str) -> None:
         (self.bin / name).write_text(text)
@@ -165,8 +167,10 @@ def test_another_command_in_a_job(programs: StandIns):
 def test_what_a_stopped_command_ends_with(line: list[str], status: int, programs: StandIns):
     """Of sample.py, which has nothing to save, any end counts as one to go on from; train.py's own status counts."""
     start = f"import signal, sys, time\nopen({str(programs.record)!r}, 'w').close()\n"
-    programs.write("composer", f"#!{sys.executable}\n{start}signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))\n"
-                               "time.sleep(60)\n")  # fmt: skip
+    programs.write(
+        "composer",
+        f"#!{sys.executable}\n{start}signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))\ntime.sleep(60)\n",
+    )
     process = subprocess.Popen([RUN, *line], cwd=ROOT, env=os.environ | programs.environment)
     try:
         while not programs.record.exists():
@@ -240,7 +244,7 @@ def test_pyxis(programs: StandIns):
         ([SWEEP, "runs/edm2"], {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "4"}, "fix: --array=0-0"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_refused(line: list[str], env: dict[str, str], message: str, programs: StandIns):
     programs.slurm()
     programs.writing_down("composer")

@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[ModuleType, list[str], str]] = {
     "bench: few": (bench, ["data", "--images", "255"], "--images 255: must be at least 256"),
     "bench: no rate": (bench, ["snapshots", "a.yaml", "--rate", "0"], "--rate 0: must be above 0"),
     "bench: misspelt": (bench, ["dada"], "WHAT dada: must be one of snapshots, data, prepare; did you mean data?"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("command", "given", "said"), REFUSED.values(), ids=REFUSED)

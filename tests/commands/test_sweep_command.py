@@ -149,9 +149,11 @@ def test_a_search_from_s3_to_s3(place: Path, bucket_folder: str):
 def test_other_settings_are_not_mixed_in(place: Path, grid: Path):
     before = {path.name: path.read_bytes() for path in grid.rglob("*") if path.is_file()}
     done = run_forked(
-        "sweep.py", *map(str, (place / "run", "--ref", place / "ref.safetensors", *FEW, *GRID, "--out", grid)),
-        "--guide", str(place / snapshot_name(1000, 0.05)),
-    )  # fmt: skip
+        "sweep.py",
+        *map(str, (place / "run", "--ref", place / "ref.safetensors", *FEW, *GRID, "--out", grid)),
+        "--guide",
+        str(place / snapshot_name(1000, 0.05)),
+    )
     assert done.returncode == 2 and "guide is" in done.stderr and "name another --out" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert {path.name: path.read_bytes() for path in grid.rglob("*") if path.is_file()} == before
@@ -238,8 +240,11 @@ def test_documented_commands(place: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_the_documented_example(tmp_path: Path):
     """From digits to the table: the same commands on fewer steps, snapshots and pictures."""
-    places = {"data/digits8": tmp_path / "digits8", "digits8.safetensors": tmp_path / "ref.safetensors",
-              "runs": tmp_path / "runs"}  # fmt: skip
+    places = {
+        "data/digits8": tmp_path / "digits8",
+        "digits8.safetensors": tmp_path / "ref.safetensors",
+        "runs": tmp_path / "runs",
+    }
     images = {"duration": 640, "ema.snapshot_interval": 80, "checkpoints.interval": 640, "samples.interval": 320}
     training = images | {"optimizer.rampup": 160, "save_folder": tmp_path / "runs" / "noisy"}
     sweeping = {"--nimg": 640, "--num": 20, "--steps": 3}

@@ -49,8 +49,11 @@ def test_defaults_are_those_of_the_sampler():
     ("arguments", "said"),
     [
         (["samples.sampler=ddim"], "samples.sampler = 'ddim': must be 'heun', 'euler', 'euler_ancestral', 'dpmpp_2m'"),
-        (["samples.eta=0.5"], "samples.eta = 0.5: does nothing with samples.sampler heun; fix: leave it out, or set "
-         "samples.sampler to euler_ancestral or dpmpp_2m_sde or dpmpp_3m_sde"),
+        (
+            ["samples.eta=0.5"],
+            "samples.eta = 0.5: does nothing with samples.sampler heun; fix: leave it out, or set "
+            "samples.sampler to euler_ancestral or dpmpp_2m_sde or dpmpp_3m_sde",
+        ),
         (["samples.sampler=euler", "samples.churn=4"], "samples.churn = 4.0: does nothing with samples.sampler euler"),
         (["samples.s_max=9"], "samples.s_max = 9.0: is of samples.churn, which is 0; fix: leave it out, or set for"),
         (["samples.sampler=euler", "samples.s_min=1"], "samples.s_min = 1.0: does nothing with samples.sampler euler"),
@@ -68,6 +71,6 @@ def test_defaults_are_those_of_the_sampler():
         (["samples.guidance_interval=[0.3,0.31]"], "(0.3, 0.31] holds none of the 16 noise levels, 80 to 0.002"),
         (["samples.guidance_interval=[0.3,3]", "samples.guidance=1"], "does nothing: samples.guidance is 1"),
     ],
-)  # fmt: skip
+)
 def test_refused(arguments: list[str], said: str):
     assert said in problem_of(*arguments)

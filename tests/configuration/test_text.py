@@ -178,10 +178,12 @@ BAD_FILES = {
     "two documents": (f"{LEAST}---\n{LEAST}".encode(), "but found another document"),
     "tag": (LEAST.encode() + b"seed: !!int 3\n", "the tag tag:yaml.org,2002:int has no meaning here"),
     "circle": (LEAST.encode() + b"model: &m\n  a: *m\n", "circle"),
-    "billion laughs": (b"a0: &a0 [x, x]\n" + b"".join(
-        b"a%d: &a%d [*a%d, *a%d]\n" % (i, i, i - 1, i - 1) for i in range(1, 40)), "values"),
+    "billion laughs": (
+        b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (i, i, i - 1, i - 1) for i in range(1, 40)),
+        "values",
+    ),
     "tab": (b"data:\n\tlocal: d\n", "is not valid YAML: found character that cannot start any token"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("content", "said"), BAD_FILES.values(), ids=BAD_FILES)

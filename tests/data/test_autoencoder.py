@@ -88,8 +88,10 @@ def test_weights_that_do_not_fit(damage, vae: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--vae", "VAE", "--resolution", "60"], "pictures of 60x60 pixels are no multiple of its factor 8; give "
-                                                 "--resolution 56 or 64"),
+        (
+            ["--vae", "VAE", "--resolution", "60"],
+            "pictures of 60x60 pixels are no multiple of its factor 8; give --resolution 56 or 64",
+        ),
         (["--vae", "VAE", "--encoding", "png"], "--encoding png: is for pixels; leave it out with --vae"),
         (["--vae", "VAE", "--channels", "1"], "--channels 1: an autoencoder takes RGB; leave it out with --vae"),
         (["--vae", "VAE", "--vae-batch", "0"], "--vae-batch 0: must be at least 1"),
@@ -101,7 +103,7 @@ def test_weights_that_do_not_fit(damage, vae: Path, tmp_path: Path):
         (["--latent-dtype", "float16"], "--latent-dtype float16: is only for latents; name their autoencoder with"),
         (["--whitening", "measured"], "--whitening measured: is only for latents; name their autoencoder with --vae"),
     ],
-)  # fmt: skip
+)
 def test_prepare_refuses(options: list[str], said: str, vae: Path, tmp_path: Path, monkeypatch, capsys):
     if "EIGHT" in options:
         build(latent_channels=8).save_pretrained(tmp_path / "eight")

@@ -160,8 +160,14 @@ def test_bad_labels(unequal: Path, tmp_path: Path, labels: np.ndarray, message: 
 
 
 def config_for(tmp_path: Path, *overrides: str) -> Any:
-    fixed = ["data.num_workers=0", "model.label_dim=5", "global_batch_size=20", "duration=10ba", "optimizer.rampup=20",
-             "data.shuffle=true"]  # fmt: skip
+    fixed = [
+        "data.num_workers=0",
+        "model.label_dim=5",
+        "global_batch_size=20",
+        "duration=10ba",
+        "optimizer.rampup=20",
+        "data.shuffle=true",
+    ]
     return read_config(train_arguments(tmp_path, tmp_path / "run", *fixed, *overrides))
 
 
@@ -209,8 +215,15 @@ def test_a_balanced_run_resumed_is_the_same(unequal: Path, tmp_path: Path):
     """Two and a half epochs at once, and in three parts; and sigma_data is the data's."""
     shards = shutil.copytree(unequal, tmp_path / "shards")
     (shards / "stats.json").write_text(json.dumps({"kind": "pixels", "sigma_data": 0.45}))
-    settings = ["data.class_balanced=true", "model.label_dim=5", "global_batch_size=20", "optimizer.rampup=200",
-                "model.sigma_data=auto", "checkpoints.interval=1ba", "ema.snapshot_interval=12ba"]  # fmt: skip
+    settings = [
+        "data.class_balanced=true",
+        "model.label_dim=5",
+        "global_batch_size=20",
+        "optimizer.rampup=200",
+        "model.sigma_data=auto",
+        "checkpoints.interval=1ba",
+        "ema.snapshot_interval=12ba",
+    ]
 
     def train_to(name: str, batches: int) -> None:
         done = train(shards, tmp_path / name, *settings, f"duration={batches}ba")

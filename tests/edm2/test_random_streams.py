@@ -93,9 +93,11 @@ def test_uses_are_independent(kind: str):
 def test_inputs_say_nothing_about_others(kind: str, other: str):
     """An example's inputs against all of its next batch's, of another seed's, and of its neighbour's."""
     changes: dict[str, dict[str, int]] = {
-        "next batch": {"batch_number": 4}, "far batch": {"batch_number": 1_048_575}, "other seed": {"seed": 6},
+        "next batch": {"batch_number": 4},
+        "far batch": {"batch_number": 1_048_575},
+        "other seed": {"seed": 6},
         "next example": {"first": 1},
-    }  # fmt: skip
+    }
     here, there = inputs(kind), inputs(kind, **changes[other])
     chances = {pair: chance_of(here[pair[0]], there[pair[1]]) for pair in product(here, there)}
     assert {pair: chance for pair, chance in chances.items() if chance < UNLIKELY} == {}
@@ -141,8 +143,10 @@ def test_shares_and_moments():
     """What the settings ask for is what the streams give, in each batch."""
     n = 1 << 14
     batch = {
-        "id": torch.arange(n), "label": torch.zeros(n, dtype=torch.int64), "image": torch.zeros(n, 1, 1, 4).byte(),
-    }  # fmt: skip
+        "id": torch.arange(n),
+        "label": torch.zeros(n, dtype=torch.int64),
+        "image": torch.zeros(n, 1, 1, 4).byte(),
+    }
     for number in (0, 1, 70_000):
         drawn = step_inputs(batch, number, 9, P_mean=-0.8, P_std=1.6, label_dropout=0.2)
         logarithms = drawn["sigma"].double().log()

@@ -287,17 +287,19 @@ REFUSED = {
     "statistics that are there": (["ref", "FEW", "--out", "REF"], "--out REF: is there already; name another file"),
     "features in arrays": (["ref", "FEW", "--out", "a.npz", "--keep-features", "2"], "--keep-features 2: cannot be"),
     "more features than pictures": (
-        ["ref", "FEW", "--out", "a.safetensors", "--keep-features", "9"], "--keep-features 9: FEW has only 4 pictures",
+        ["ref", "FEW", "--out", "a.safetensors", "--keep-features", "9"],
+        "--keep-features 9: FEW has only 4 pictures",
     ),
     "damaged picture": (["ref", "DAMAGED", "--out", "a.safetensors"], "DAMAGED: b.png is not an image; take it away"),
     "pictures of two sizes": (["ref", "MIXED", "--out", "a.safetensors"], "MIXED: b.png has 12x12 pixels, but the"),
     "score of statistics": (["compare", "REF", "REF", "--metrics", "is"], "--metrics is: is of pictures, not of"),
     "statistics that differ": (["compare", "REF", "LARGE_REF"], "differ in resolution (8 and 12)"),
     "without features": (
-        ["compare", "REF", "MOMENTS", "--metrics", "pr"], "--metrics pr: needs the features themselves, which MOMENTS",
+        ["compare", "REF", "MOMENTS", "--metrics", "pr"],
+        "--metrics pr: needs the features themselves, which MOMENTS",
     ),
     "option of another command": (["ref", "FEW", "--out", "a.safetensors", "--runs", "3"], "unrecognized arguments"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -318,9 +320,17 @@ def places(folder: Path) -> dict[str, str]:
             Image.new("RGB", (size, size)).save(folder / name / f"{letter}.png")
         if second is not None:
             (folder / name / "b.png").write_bytes((folder / name / "a.png").read_bytes()[:40] + second)
-    names = {"LARGE_REF": "large.safetensors", "REAL": "real.npz", "REF": "ref.safetensors", "FEW": "few.npz",
-             "LARGE": "large.npz", "THERE": "there.json", "DAMAGED": "damaged", "MIXED": "mixed",
-             "MOMENTS": "moments.safetensors"}  # fmt: skip
+    names = {
+        "LARGE_REF": "large.safetensors",
+        "REAL": "real.npz",
+        "REF": "ref.safetensors",
+        "FEW": "few.npz",
+        "LARGE": "large.npz",
+        "THERE": "there.json",
+        "DAMAGED": "damaged",
+        "MIXED": "mixed",
+        "MOMENTS": "moments.safetensors",
+    }
     return {name: str(folder / file) for name, file in names.items()} | {"SNAPSHOT": str(snapshot(folder))}
 
 

@@ -44,11 +44,15 @@ def random_transformer(**sizes: int) -> VisionTransformer:
 def their_names(name: str) -> str:
     """How transformers calls a parameter of ours."""
     for ours, theirs in (
-        ("patch_embed.proj", "embeddings.patch_embeddings.projection"), ("cls_token", "embeddings.cls_token"),
-        ("pos_embed", "embeddings.position_embeddings"), ("mask_token", "embeddings.mask_token"),
-        ("blocks.", "encoder.layer."), ("attn.proj", "attention.output.dense"),
-        ("ls1.gamma", "layer_scale1.lambda1"), ("ls2.gamma", "layer_scale2.lambda1"),
-    ):  # fmt: skip
+        ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+        ("cls_token", "embeddings.cls_token"),
+        ("pos_embed", "embeddings.position_embeddings"),
+        ("mask_token", "embeddings.mask_token"),
+        ("blocks.", "encoder.layer."),
+        ("attn.proj", "attention.output.dense"),
+        ("ls1.gamma", "layer_scale1.lambda1"),
+        ("ls2.gamma", "layer_scale2.lambda1"),
+    ):
         name = name.replace(ours, theirs)
     return name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
 
@@ -59,9 +63,12 @@ def of_transformers(network: VisionTransformer) -> nn.Module:
 
     size = TINY["patch"] * TINY["grid"]
     config = Dinov2Config(
-        hidden_size=TINY["width"], num_hidden_layers=TINY["depth"], num_attention_heads=TINY["heads"], image_size=size,
+        hidden_size=TINY["width"],
+        num_hidden_layers=TINY["depth"],
+        num_attention_heads=TINY["heads"],
+        image_size=size,
         patch_size=TINY["patch"],
-    )  # fmt: skip
+    )
     state = {}
     for name, tensor in network.state_dict().items():
         if ".attn.qkv." in name:

@@ -190,5 +190,7 @@ def test_what_must_not_be_compared():
     assert differences(one, About("inception")) == [] and differences(one, one) == []
     other = About("dinov2", "b" * 64, 32)
     assert differences(one, other) == [
-        "features (inception and dinov2)", f"weights or resizing ({'a' * 16} and {'b' * 16})", "resolution (64 and 32)",
-    ]  # fmt: skip
+        "features (inception and dinov2)",
+        f"weights or resizing ({'a' * 16} and {'b' * 16})",
+        "resolution (64 and 32)",
+    ]

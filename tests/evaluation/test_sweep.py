@@ -177,8 +177,10 @@ def test_csv_holds_everything():
     assert len(rows) == len(found)
     for row, result in zip(rows, found, strict=True):
         assert (int(row["nimg"]), float(row["sigma_rel"]), float(row["fd"])) == (
-            result.point.nimg, result.point.sigma_rel, result.values["fd"]
-        )  # fmt: skip
+            result.point.nimg,
+            result.point.sigma_rel,
+            result.values["fd"],
+        )
         assert (float(row["from"]), float(row["to"])) == tuple(result.point.interval)
 
 

@@ -52,9 +52,13 @@ def _install() -> str | None:
     for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
         try:
             done = subprocess.run(
-                ["apt-get", *options, *command], env=env, capture_output=True, text=True, timeout=INSTALL_SECONDS,
+                ["apt-get", *options, *command],
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=INSTALL_SECONDS,
                 check=False,
-            )  # fmt: skip
+            )
         except subprocess.TimeoutExpired:
             return f"apt-get {command[0]} took more than {INSTALL_SECONDS} s"
         if done.returncode != 0:
@@ -77,9 +81,13 @@ class Browser:
         pipes = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'  # the numbers that the browser expects
         line = ["unshare", "--net", "bash", "-c", pipes, "bash", program, *FLAGS, f"--user-data-dir={self.profile}"]
         self.process = subprocess.Popen(
-            [*line, "about:blank"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            pass_fds=(to_browser, from_browser), start_new_session=True,
-        )  # fmt: skip
+            [*line, "about:blank"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(to_browser, from_browser),
+            start_new_session=True,
+        )
         os.close(to_browser)
         os.close(from_browser)
         os.set_blocking(self._in, False)

@@ -59,8 +59,12 @@ def _placed(word: str, places: Mapping[str, object]) -> str:
 
 def sized(words: list[str], sizes: Mapping[str, object]) -> list[str]:
     """The words with other sizes: `key=value`, or options with their values."""
-    left = [word for index, word in enumerate(words) if word.partition("=")[0] not in sizes
-            and (index == 0 or words[index - 1] not in sizes or not words[index - 1].startswith("--"))]  # fmt: skip
+    left = [
+        word
+        for index, word in enumerate(words)
+        if word.partition("=")[0] not in sizes
+        and (index == 0 or words[index - 1] not in sizes or not words[index - 1].startswith("--"))
+    ]
     for name, value in sizes.items():
         left += [name, str(value)] if name.startswith("--") else [f"{name}={value}"]
     return left

@@ -78,9 +78,14 @@ def _become(rank: int, request: dict[str, Any]) -> NoReturn:
     if request["ranks"] > 1:
         size = str(request["ranks"])
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, NODE_RANK="0",
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]),
-        )  # fmt: skip
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=size,
+            LOCAL_WORLD_SIZE=size,
+            NODE_RANK="0",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(request["port"]),
+        )
     from composer.utils import checkpoint  # where a rank's name of its part was made during the import, in the server
 
     checkpoint._TORCH_DISTRIBUTED_CHECKPOINTS_FILENAME = f"__{rank}_0.distcp"

@@ -42,14 +42,24 @@ class Forked:
     """
 
     def __init__(
-        self, script: str | Path, *arguments: str | int | Path, ranks: int = 1, env: dict[str, str] | None = None,
+        self,
+        script: str | Path,
+        *arguments: str | int | Path,
+        ranks: int = 1,
+        env: dict[str, str] | None = None,
         timeout: float = 300,
-    ):  # fmt: skip
+    ):
         self.line = [str(ROOT / "recipe" / script), *map(str, arguments)]
         self.folder = Path(tempfile.mkdtemp(prefix="forked-"))
         self.size, self.timeout = ranks, timeout
-        request = {"line": self.line, "environment": os.environ | (env or {}), "ranks": ranks, "timeout": timeout,
-                   "port": free_port(), "folder": str(self.folder)}  # fmt: skip
+        request = {
+            "line": self.line,
+            "environment": os.environ | (env or {}),
+            "ranks": ranks,
+            "timeout": timeout,
+            "port": free_port(),
+            "folder": str(self.folder),
+        }
         self._status = ThreadPoolExecutor(1).submit(_ask, _running_server(), request)
 
     def __enter__(self) -> "Forked":
@@ -97,9 +107,12 @@ class Forked:
 
 
 def run_forked(
-    script: str | Path, *arguments: str | int | Path, ranks: int = 1, env: dict[str, str] | None = None,
+    script: str | Path,
+    *arguments: str | int | Path,
+    ranks: int = 1,
+    env: dict[str, str] | None = None,
     timeout: float = 300,
-) -> subprocess.CompletedProcess[str]:  # fmt: skip
+) -> subprocess.CompletedProcess[str]:
     """Run a script to its end, with the arguments of `Forked`."""
     with Forked(script, *arguments, ranks=ranks, env=env, timeout=timeout) as process:
         status = process.wait()

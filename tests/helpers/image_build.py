@@ -141,9 +141,15 @@ class Builder:
 
     def _run(self, command: list[str], env: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, env=os.environ | self.environment | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+            command,
+            env=os.environ | self.environment | env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     def _pip_secrets(self) -> dict[str, Path]:
         """This machine's settings of pip as files: where packages come from, and whose certificates count."""

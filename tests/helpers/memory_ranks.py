@@ -36,8 +36,16 @@ from recipe.training.inputs import Batch
 from recipe.training.model import DiffusionModel, unwrap
 from recipe.training.sharding import shard_
 
-SMALL: dict[str, Any] = dict(img_resolution=4, img_channels=1, label_dim=2, model_channels=32, channel_mult=[1, 2],
-                             num_blocks=1, attn_resolutions=[2], channels_per_head=32)  # fmt: skip
+SMALL: dict[str, Any] = dict(
+    img_resolution=4,
+    img_channels=1,
+    label_dim=2,
+    model_channels=32,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[2],
+    channels_per_head=32,
+)
 
 
 def stored(tensors: Iterable[Tensor | None]) -> int:

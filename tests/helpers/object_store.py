@@ -103,9 +103,14 @@ class ObjectStore:
 def _launch(command: list[str], folder: Path) -> subprocess.Popen:
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent,
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_die_with_parent,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
 
 def _answers(url: str) -> bool:

@@ -81,9 +81,13 @@ def stored(
 
     clean_stale_shared_memory()
     dataset = ImageDataset(
-        img_resolution=resolution, img_channels=channels, label_dim=label_dim, local=str(folder), batch_size=1,
+        img_resolution=resolution,
+        img_channels=channels,
+        label_dim=label_dim,
+        local=str(folder),
+        batch_size=1,
         shuffle=False,
-    )  # fmt: skip
+    )
     samples = [dataset[index] for index in range(len(dataset))]
     return np.stack([sample["image"].numpy() for sample in samples]), [int(sample["label"]) for sample in samples]
 

@@ -123,9 +123,15 @@ class SlurmCluster:
         """A daemon in the foreground, which dies with this process."""
         with open(self.root / "log" / name, "ab") as log:
             self._daemons[name] = subprocess.Popen(
-                command, cwd=self.root, env=os.environ | self.environment, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, preexec_fn=_die_with_parent, start_new_session=True,
-            )  # fmt: skip
+                command,
+                cwd=self.root,
+                env=os.environ | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,
+            )
 
     def _start_munge(self) -> None:
         folder = self.root / "munge"
@@ -174,9 +180,14 @@ class SlurmCluster:
     def run(self, *command: str, check: bool = True, timeout: float = 60, **env: str) -> str:
         """What a command of Slurm prints."""
         done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | self.environment | env, capture_output=True, text=True,
-            timeout=timeout, check=False,
-        )  # fmt: skip
+            command,
+            cwd=ROOT,
+            env=os.environ | self.environment | env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
@@ -184,9 +195,14 @@ class SlurmCluster:
         """The id of a new job, submitted in `folder`; what it prints goes to `folder`/JOB.out."""
         command = ["sbatch", "--parsable", f"--output={folder}/%j.out", *map(str, arguments)]
         done = subprocess.run(
-            command, cwd=folder, env=os.environ | self.environment | env, capture_output=True, text=True, timeout=60,
+            command,
+            cwd=folder,
+            env=os.environ | self.environment | env,
+            capture_output=True,
+            text=True,
+            timeout=60,
             check=False,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 

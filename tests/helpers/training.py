@@ -110,9 +110,15 @@ def golden_run() -> tuple[DiffusionModel, Examples, list[Algorithm], dict[str, t
 
 
 TINY: dict[str, Any] = dict(
-    img_resolution=8, img_channels=1, label_dim=10, model_channels=16, channel_mult=[1, 2], num_blocks=1,
-    attn_resolutions=[4], channels_per_head=16,
-)  # fmt: skip
+    img_resolution=8,
+    img_channels=1,
+    label_dim=10,
+    model_channels=16,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[4],
+    channels_per_head=16,
+)
 
 
 def tiny_run(microbatch: int | None, **callbacks: Any) -> tuple[DiffusionModel, dict[str, list[float]]]:

@@ -27,8 +27,16 @@ from recipe.planning.plan import build
 from recipe.planning.sizes import checkpoint_bytes, count
 
 # With attention, both resolutions, skips, dropout and every kind of layer; 15.8 M and 1.2 M parameters
-MEASURED: dict[str, Any] = dict(img_resolution=8, img_channels=3, label_dim=10, model_channels=150, channel_mult=[1, 2],
-                                num_blocks=1, attn_resolutions=[4], channels_per_head=50)  # fmt: skip
+MEASURED: dict[str, Any] = dict(
+    img_resolution=8,
+    img_channels=3,
+    label_dim=10,
+    model_channels=150,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[4],
+    channels_per_head=50,
+)
 SMALL = MEASURED | dict(model_channels=48, channel_mult=[1, 2, 3], channels_per_head=48, dropout=0.1)
 
 
@@ -50,8 +58,13 @@ def test_the_fullest_rank_holds_the_first_chunk_of_every_parameter(shards: int):
     )
     held = sum(parameter.chunk(shards)[0].numel() for parameter in net.parameters())
     state = state_bytes(net, 3, layout)
-    assert state == {"weights": 4 * held, "gradients": 4 * held, "Adam": 8 * held, "averages": 12 * held,
-                     "buffers": 4 * 4 * (2 * 448 + 2 * 128)}  # fmt: skip
+    assert state == {
+        "weights": 4 * held,
+        "gradients": 4 * held,
+        "Adam": 8 * held,
+        "averages": 12 * held,
+        "buffers": 4 * 4 * (2 * 448 + 2 * 128),
+    }
     blocks, rest = units(net)
     assert len(blocks) == 15 + 21  # of the encoder and of the decoder
     assert sum(parameter.numel() for unit in (*blocks, rest) for parameter in unit) == count(net)
@@ -112,7 +125,14 @@ def test_largest_microbatch_divides_the_share_and_fits():
         return 100 + 10 * images
 
     assert [largest_microbatch(12, capacity, need) for capacity in (1000, 220, 219, 160, 150, 110, 109)] == [
-        12, 12, 6, 6, 4, 1, None]  # fmt: skip
+        12,
+        12,
+        6,
+        6,
+        4,
+        1,
+        None,
+    ]
 
 
 def test_traffic_of_rings():
@@ -175,8 +195,10 @@ CASES: dict[int, list[tuple[dict[str, Any] | None, int]]] = {
     ],
 )
 def test_ranks_hold_and_send_what_the_plan_says(ranks: int, tmp_path: Path):
-    cases = [{"network": MEASURED, "sigma_rels": [0.05, 0.1], "fsdp": fsdp, "images": 2, "microbatches": microbatches}
-             for fsdp, microbatches in CASES[ranks]]  # fmt: skip
+    cases = [
+        {"network": MEASURED, "sigma_rels": [0.05, 0.1], "fsdp": fsdp, "images": 2, "microbatches": microbatches}
+        for fsdp, microbatches in CASES[ranks]
+    ]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     command = launch(ranks, tmp_path / "cases.json", tmp_path, script=ROOT / "tests" / "helpers" / "memory_ranks.py")
     # glibc then gives every large block back when it is freed, so that resident memory is what is held

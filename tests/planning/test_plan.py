@@ -30,8 +30,16 @@ PRESETS = {
 STEPS = {"img512-xs": 2**20, "img512-xl": 655360, "img64-s": 2**19, "img64-xl": 327680}
 GIB = 2**30
 
-SMALL: dict[str, Any] = dict(img_resolution=8, img_channels=3, label_dim=10, model_channels=48, channel_mult=[1, 2],
-                             num_blocks=1, attn_resolutions=[4], channels_per_head=48)  # fmt: skip
+SMALL: dict[str, Any] = dict(
+    img_resolution=8,
+    img_channels=3,
+    label_dim=10,
+    model_channels=48,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[4],
+    channels_per_head=48,
+)
 
 
 def preset(name: str, *overrides: str) -> Config:
@@ -118,8 +126,14 @@ def test_snapshot_bytes_are_those_of_a_file(tmp_path: Path, dtype: torch.dtype):
 
 
 def test_files_of_the_run(capsys: pytest.CaptureFixture[str]):
-    overrides = ["duration=10ba", "ema.snapshot_interval=4ba", "ema.sigma_rels=[0.05]", "ema.snapshot_keep=2",
-                 "checkpoints.interval=5ba", "checkpoints.keep=-1"]  # fmt: skip
+    overrides = [
+        "duration=10ba",
+        "ema.snapshot_interval=4ba",
+        "ema.sigma_rels=[0.05]",
+        "ema.snapshot_keep=2",
+        "checkpoints.interval=5ba",
+        "checkpoints.keep=-1",
+    ]
     lines = plan_of(preset("img512-xs", *overrides), capsys)
     assert lines["snapshots"] == "249 MB each; 3 in the run: 748 MB; 2 stay: 499 MB"
     assert lines["checkpoints"] == "2 GB each; 2 in the run: 3.99 GB"

@@ -127,8 +127,11 @@ def test_any_error_is_one_line_in_the_first_look_and_in_workers(
             from recipe.preparation.sources.folder import FolderSource
 
             read = FolderSource.read_file
-            patch.setattr(FolderSource, "read_file", lambda self, name: Failing(error).read(0) if name == "a/b.png"
-                          else read(self, name))  # fmt: skip
+            patch.setattr(
+                FolderSource,
+                "read_file",
+                lambda self, name: Failing(error).read(0) if name == "a/b.png" else read(self, name),
+            )
         else:
             (folder / "a/b.png").write_bytes(png(noise(9, 9, 0)))
             load = ImageFile.load

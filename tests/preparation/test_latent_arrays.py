@@ -52,8 +52,16 @@ def test_what_was_encoded_elsewhere_gives_the_shards_of_encoding(encoded: Path, 
     found = stored(tmp_path / "out")
     for name in ("mean", "std", "label"):
         assert np.array_equal(found[name], samples[name]) and found[name].dtype == samples[name].dtype
-    same = ("kind", "num_images", "img_resolution", "img_channels", "pixel_resolution", "label_dim", "images_per_class",
-            "whitening")  # fmt: skip
+    same = (
+        "kind",
+        "num_images",
+        "img_resolution",
+        "img_channels",
+        "pixel_resolution",
+        "label_dim",
+        "images_per_class",
+        "whitening",
+    )
     ours = facts.to_json()
     assert {name: ours[name] for name in same} == {name: expected[name] for name in same}
     for name in ("mean", "std", "sigma_data"):
@@ -107,7 +115,7 @@ BROKEN = {
     "empty": (b"", "is an empty file"),
     "a picture": (png(noise(8, 8, 0)), "is no array of NumPy's"),
     "huge": (npy(moments(0)).replace(b"(8, 8, 8), }", b"(8,99,99), }"), "is cut short or too long"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)

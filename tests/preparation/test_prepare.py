@@ -86,9 +86,13 @@ def test_noise_survives_every_encoding(tmp_path: Path, encoding: str, compressio
     for index in range(20):
         write_folder(tmp_path / "data", {f"{index % 4}/{index:02d}.png": png(noise(8, 8, index))})
     prepare(
-        str(tmp_path / "data"), tmp_path / "out", encoding=encoding, compression=compression, shard_size="4kb",
+        str(tmp_path / "data"),
+        tmp_path / "out",
+        encoding=encoding,
+        compression=compression,
+        shard_size="4kb",
         hashes=("sha1", "xxh64"),
-    )  # fmt: skip
+    )
     order = sorted(range(20), key=lambda index: (index % 4, index))
     images, labels = stored(tmp_path / "out", 8, 3, 4)
     assert np.array_equal(images, np.stack([noise(8, 8, index).transpose(2, 0, 1) for index in order]))

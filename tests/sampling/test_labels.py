@@ -14,10 +14,16 @@ NAMES = ["cat", "tench, Tinca tinca", "3", "2nd", "snow leopard"]
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        (None, [0, 1, 2, 3, 4, 0]), ("balanced", [0, 1, 2, 3, 4, 0]), ("none", [-1] * 6), ("1,3-4", [1, 3, 4] * 2),
-        ("snow leopard", [4] * 6), ("tench, Tinca tinca", [1] * 6), ("cat, 2nd,4", [0, 3, 4] * 2), ("2-3", [2, 3] * 3),
+        (None, [0, 1, 2, 3, 4, 0]),
+        ("balanced", [0, 1, 2, 3, 4, 0]),
+        ("none", [-1] * 6),
+        ("1,3-4", [1, 3, 4] * 2),
+        ("snow leopard", [4] * 6),
+        ("tench, Tinca tinca", [1] * 6),
+        ("cat, 2nd,4", [0, 3, 4] * 2),
+        ("2-3", [2, 3] * 3),
     ],
-)  # fmt: skip
+)
 def test_lists(wanted: str | None, expected: list[int]):
     assert labels_for(range(6), wanted, 5, NAMES) == expected
 

@@ -43,8 +43,12 @@ def train(model: DiffusionModel, steps: int, *callbacks: Callback, rampup: int =
     torch.manual_seed(4)
     examples = Examples(torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10)
     algorithms: list[Algorithm] = [
-        ForcedWeightNorm(), InverseSqrtLR(BATCH, 0.01, 8, rampup), inputs_algorithm(5), ScrubGradients(), PowerEMA(),
-    ]  # fmt: skip
+        ForcedWeightNorm(),
+        InverseSqrtLR(BATCH, 0.01, 8, rampup),
+        inputs_algorithm(5),
+        ScrubGradients(),
+        PowerEMA(),
+    ]
     return fit(model, examples, algorithms, BATCH, steps, callbacks=callbacks)
 
 

@@ -41,9 +41,11 @@ def test_what_is_found(converted: Path):
     found = find_continuation(config(converted / WEIGHTS))
     assert (found.nimg, found.steps) == (4096, 1)
     assert {Path(path).name for path in found.files.values()} == {
-        WEIGHTS, "adam-00000004096.safetensors", "snapshot-00000004096-0.050.safetensors",
+        WEIGHTS,
+        "adam-00000004096.safetensors",
+        "snapshot-00000004096-0.050.safetensors",
         "snapshot-00000004096-0.100.safetensors",
-    }  # fmt: skip
+    }
 
 
 REFUSED: dict[str, tuple[str, list[str], str]] = {

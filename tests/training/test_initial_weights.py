@@ -18,9 +18,15 @@ from recipe.training.model import DiffusionModel
 from recipe.weights.snapshots import SnapshotInfo, save_snapshot
 
 NETWORK: dict[str, Any] = dict(
-    img_resolution=8, img_channels=1, label_dim=10, model_channels=16, channel_mult=[1, 2], num_blocks=1,
-    attn_resolutions=[4], channels_per_head=16,
-)  # fmt: skip
+    img_resolution=8,
+    img_channels=1,
+    label_dim=10,
+    model_channels=16,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[4],
+    channels_per_head=16,
+)
 
 
 def model(**changes: Any) -> DiffusionModel:

@@ -13,10 +13,15 @@ pytestmark = pytest.mark.slow
 def test_all_loggers_at_once(digits: Path, tmp_path: Path):
     folder, store = tmp_path / "run", tmp_path / "mlflow"
     overrides = (
-        "duration=25ba", "checkpoints.interval=25ba", "ema.snapshot_interval=25ba", "samples.interval=25ba",
-        "samples.num_steps=2", "samples.count=10", "logging.wandb={project: test, mode: offline}",
+        "duration=25ba",
+        "checkpoints.interval=25ba",
+        "ema.snapshot_interval=25ba",
+        "samples.interval=25ba",
+        "samples.num_steps=2",
+        "samples.count=10",
+        "logging.wandb={project: test, mode: offline}",
         f"logging.mlflow={{experiment: test, tracking_uri: {store.as_uri()}}}",
-    )  # fmt: skip
+    )
     done = train(digits, folder, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -49,8 +49,10 @@ def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_values_and_determinism(digits: Path, reference: Path, tmp_path: Path):
     """As evaluate.py finds them for the snapshots, also on two sharded ranks; weights are bit for bit those without."""
     for name, ranks, more in (
-        ("plain", 1, []), ("one", 1, measuring(reference)), ("two", 2, [*measuring(reference), "fsdp={}"]),
-    ):  # fmt: skip
+        ("plain", 1, []),
+        ("one", 1, measuring(reference)),
+        ("two", 2, [*measuring(reference), "fsdp={}"]),
+    ):
         done = train(digits, tmp_path / name, *SETTINGS, *more, ranks=ranks)
         assert done.returncode == 0, done.stdout + done.stderr
     plain, one = (snapshots(tmp_path / name) for name in ("plain", "one"))

@@ -86,11 +86,16 @@ def test_optimizer(start: Start):
 def test_algorithms(start: Start):
     found: dict[str, Any] = {type(algorithm).__name__: algorithm for algorithm in algorithms(start)}
     assert found["InverseSqrtLR"].schedule == {
-        "global_batch_size": 16, "ref_lr": 0.021, "ref_batches": 33, "rampup_nimg": 7 * 16,
-    }  # fmt: skip
+        "global_batch_size": 16,
+        "ref_lr": 0.021,
+        "ref_batches": 33,
+        "rampup_nimg": 7 * 16,
+    }
     batch = {
-        "image": torch.zeros(4096, 1, 8, 8), "label": torch.zeros(4096, dtype=torch.int64), "id": torch.arange(4096),
-    }  # fmt: skip
+        "image": torch.zeros(4096, 1, 8, 8),
+        "label": torch.zeros(4096, dtype=torch.int64),
+        "id": torch.arange(4096),
+    }
     drawn = batch
     for algorithm in algorithms(start):
         if hasattr(algorithm, "draw"):

@@ -253,7 +253,7 @@ RAW = {
     "a member that takes for ever": b"\x80\x04\x8f(" + POWERS + b"\x90.",
     "keys that collide": b"\x80\x04}(" + b"\x8a\x08" + struct.pack("<q", 2**61 - 1) + b"Nu.",
     "too many operations": b"\x80\x04" + b"N" * (MOST_OPERATIONS + 1) + b".",
-}  # fmt: skip
+}
 
 
 WELL_FORMED = ("a frame of exabytes", "a memory of 4 G", "lists in lists")

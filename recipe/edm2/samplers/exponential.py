@@ -33,8 +33,10 @@ def moments(H: float, count: int) -> list[float]:
     Moment 0 is -expm1(-H), moment 1 is 1 + expm1(-H) / H.
     """
     if H < 1:  # the recursion below would cancel: the series sum of -(-H)^m k! / (k + m)!
-        terms = [[-((-H) ** m) * math.exp(math.lgamma(k + 1) - math.lgamma(k + m + 1)) for m in range(1, 20)]
-                 for k in range(count)]  # fmt: skip
+        terms = [
+            [-((-H) ** m) * math.exp(math.lgamma(k + 1) - math.lgamma(k + m + 1)) for m in range(1, 20)]
+            for k in range(count)
+        ]
         return [math.fsum(series) for series in terms]
     found = [-math.expm1(-H)]
     for k in range(1, count):  # by parts

@@ -18,9 +18,14 @@ Read = Callable[[str], bytes]
 
 
 def labelled(
-    names: Sequence[str], read: Read, where: str, label_file: Path | None, is_archive: bool = False,
-    in_tar: bool = False, plain: Callable[[str], str] = str,
-) -> tuple[list[str], Labels]:  # fmt: skip
+    names: Sequence[str],
+    read: Read,
+    where: str,
+    label_file: Path | None,
+    is_archive: bool = False,
+    in_tar: bool = False,
+    plain: Callable[[str], str] = str,
+) -> tuple[list[str], Labels]:
     """Which of the files of a source are pictures, and their labels. The first that speaks of labels is believed.
 
     Args:

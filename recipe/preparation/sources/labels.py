@@ -198,8 +198,10 @@ def alike(names: Sequence[str], where: str) -> list[str]:
     same = [name for name in names if folded[name.casefold()] > 1]
     if not same:
         return []
-    return [f"{where}: the classes {' and '.join(json.dumps(shown(name), ensure_ascii=False) for name in same[:2])} "
-            "differ by capital letters alone"]  # fmt: skip
+    return [
+        f"{where}: the classes {' and '.join(json.dumps(shown(name), ensure_ascii=False) for name in same[:2])} "
+        "differ by capital letters alone"
+    ]
 
 
 def by_number(name: str) -> tuple[bool, float, str]:

@@ -57,11 +57,15 @@ class Sidecars:
         """
         pairs: Pairs = []
         if CLASS in self.endings:
-            pairs = [(name, self._class(found[CLASS], read)) for name, found in self.by_picture.items()
-                     if CLASS in found]  # fmt: skip
+            pairs = [
+                (name, self._class(found[CLASS], read)) for name, found in self.by_picture.items() if CLASS in found
+            ]
         elif DESCRIPTION in self.endings:
-            described = [(name, self._described(found[DESCRIPTION], read)) for name, found in self.by_picture.items()
-                         if DESCRIPTION in found]  # fmt: skip
+            described = [
+                (name, self._described(found[DESCRIPTION], read))
+                for name, found in self.by_picture.items()
+                if DESCRIPTION in found
+            ]
             pairs = [(name, label) for name, (is_there, label) in described if is_there]
         if not pairs:
             return None

@@ -10,9 +10,15 @@ from recipe.edm2.networks.layers import mp_cat
 from recipe.edm2.networks.unet import UNet
 
 SMALL: dict[str, Any] = dict(
-    img_resolution=8, img_channels=2, label_dim=3, model_channels=16, channel_mult=[1, 2], num_blocks=1,
-    attn_resolutions=[4], channels_per_head=16,
-)  # fmt: skip
+    img_resolution=8,
+    img_channels=2,
+    label_dim=3,
+    model_channels=16,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[4],
+    channels_per_head=16,
+)
 LABELS, NOISE = torch.tensor([0, 1]), torch.tensor([-0.3, 0.4])
 
 

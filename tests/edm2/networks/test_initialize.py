@@ -10,9 +10,16 @@ from recipe.edm2.networks.initialize import initialize_
 from recipe.edm2.networks.precond import Precond
 
 NETWORK: dict[str, Any] = dict(
-    img_resolution=8, img_channels=2, label_dim=10, model_channels=32, channel_mult=[1, 2], num_blocks=1,
-    attn_resolutions=[4], channels_per_head=16, augment_dim=9,
-)  # fmt: skip
+    img_resolution=8,
+    img_channels=2,
+    label_dim=10,
+    model_channels=32,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[4],
+    channels_per_head=16,
+    augment_dim=9,
+)
 
 
 def drawn(seed: int, **changes: Any) -> dict[str, torch.Tensor]:

@@ -17,8 +17,16 @@ from recipe.edm2.networks.layers import EPS, MPConv, MPFourier, mp_cat, mp_silu,
 from recipe.edm2.networks.precond import Precond, project_weights_
 from recipe.edm2.networks.unet import Block, UNet
 
-SMALL: dict[str, Any] = dict(img_resolution=8, img_channels=2, label_dim=10, model_channels=16, channel_mult=[1, 2],
-             num_blocks=1, attn_resolutions=[4], channels_per_head=16)  # fmt: skip
+SMALL: dict[str, Any] = dict(
+    img_resolution=8,
+    img_channels=2,
+    label_dim=10,
+    model_channels=16,
+    channel_mult=[1, 2],
+    num_blocks=1,
+    attn_resolutions=[4],
+    channels_per_head=16,
+)
 PRESETS = [  # model_channels, millions of parameters, billions of multiply-adds (paper, Table 6, and its layers alone)
     ("XXS", 64, "31.31", None),
     ("XS", 128, "124.71", "44.95"),

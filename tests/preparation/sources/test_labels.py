@@ -77,7 +77,7 @@ SPEAKS_OF_NUMBERS = {
     "pairs.ndjson": table("[{quoted}, {label}]\n"),
     "unknown keys.json": json.dumps([{"photo": name, "species": number} for name, number in NUMBERED.items()]),
     "json.txt": json.dumps({"labels": NUMBERED}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SPEAKS_OF_NUMBERS)
@@ -114,7 +114,7 @@ REFUSED = {
     "Latin-1": (table("{file},B\u00e4r\n").encode("latin-1"), "is not UTF-8 text"),
     "cut line.jsonl": (table('{{"file_name": {quoted}, "label": 1}}\n')[:-9], "line 12 is not valid JSON"),
     "number as name.json": (json.dumps([{"file": 3, "label": 1}] * 2), "3 is no name of a file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -130,7 +130,7 @@ def test_names_get_ids_in_order_with_numbers_as_numbers_and_minus_1_as_none(pict
     source = labelled(pictures, tmp_path, "names.csv", table('{file},"{label}"\n', labels=given))
     assert source.class_names == ["1", "2", "9", "10", "100", "Bär", "cat"]
     assert [ids(source)[name] for name in FILES] == [3, 2, 6, -1, 5, 5, 2, 4, 6, 0, 1, -1]
-    assert "some labels are numbers, others such as \"B" in source.remarks[0]  # fmt: skip
+    assert 'some labels are numbers, others such as "B' in source.remarks[0]
     assert class_line(source).endswith("; 2 of 12 images have no label")
 
 
@@ -164,7 +164,7 @@ UNUSUAL = {
     "capitals": (table("{file},{label}\n", labels=["cat", "Cat"] * 6), 'the classes "Cat" and "cat" differ'),
     "two columns": (table("{file},{label},x\n", "file,label,class_name\n"), "the column label is used, not class_name"),
     "taken for a header": (table("{file},x\n", "photo,species\n"), "photo, species in the first line are taken"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", UNUSUAL)

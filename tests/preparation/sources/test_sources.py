@@ -143,7 +143,7 @@ LABEL_FILES = {
     "ids.json": json.dumps(NAMED | {"1.png": "1"}),
     "pairs.json": json.dumps({"labels": list(NAMED.items())}),
     "records.json": json.dumps([{"class": c, "file_name": n} for n, c in NAMED.items()]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LABEL_FILES)

@@ -102,7 +102,11 @@ def test_tars_of_synsets_are_classes(tmp_path: Path):
     source = open_source(str(folder))
     assert source.class_names == ["n01440764", "n02119789"]
     assert [(item.name.split("_")[1], item.label) for item in source.items] == [
-        ("0.JPEG", 0), ("1.JPEG", 0), ("0.JPEG", 1), ("1.JPEG", 1)]  # fmt: skip
+        ("0.JPEG", 0),
+        ("1.JPEG", 0),
+        ("0.JPEG", 1),
+        ("1.JPEG", 1),
+    ]
 
 
 def test_folders_inside_of_tars_are_classes_but_their_names_are_not(tmp_path: Path):
@@ -113,7 +117,11 @@ def test_folders_inside_of_tars_are_classes_but_their_names_are_not(tmp_path: Pa
     source = open_source(str(folder))
     assert source.class_names == ["a", "b"]
     assert {item.name: item.label for item in source.items} == {
-        "0.tar/a/0.png": 0, "0.tar/b/0.png": 1, "1.tar/a/1.png": 0, "1.tar/b/1.png": 1}  # fmt: skip
+        "0.tar/a/0.png": 0,
+        "0.tar/b/0.png": 1,
+        "1.tar/a/1.png": 0,
+        "1.tar/b/1.png": 1,
+    }
 
 
 def test_samples_without_labels(tmp_path: Path):

@@ -67,9 +67,13 @@ def test_self_check_notices(built: Builder):
     done = built.run(*NO_NETWORK, "--user", "0:0", "--", "bash", "-c", damage)
     assert done.returncode == 1, done.stdout
     for expected in (
-        "FAILED  packages: ", "tensorboard==2.20.0 is missing", "omegaconf is 2.3.9, locked is ==2.4.0",
-        "FAILED  imports: import torchvision: ", "FAILED  user: is root", "self-check failed",
-    ):  # fmt: skip
+        "FAILED  packages: ",
+        "tensorboard==2.20.0 is missing",
+        "omegaconf is 2.3.9, locked is ==2.4.0",
+        "FAILED  imports: import torchvision: ",
+        "FAILED  user: is root",
+        "self-check failed",
+    ):
         assert expected in done.stdout, done.stdout
 
 
@@ -86,9 +90,8 @@ def test_keeps_no_setting_of_the_build(built: Builder):
     assert all(word.endswith(":") for word in done.stdout.split()), done.stdout  # names of folders, no content
     holds = built.run(*NO_NETWORK, "--", "ls", "-A").stdout.split()
     assert sorted(holds) == sorted(
-        ["LICENSE", "README.md", "data", "launch", "pyproject.toml", "recipe",
-         "requirements.lock", "runs", "yamls"]
-    )  # fmt: skip
+        ["LICENSE", "README.md", "data", "launch", "pyproject.toml", "recipe", "requirements.lock", "runs", "yamls"]
+    )
 
 
 def test_trains_without_network_as_any_user(built: Builder):

@@ -46,9 +46,12 @@ def finished(duration: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
     places = {"RUN_FOLDER": str(folder / "run"), "DATA_FOLDER": str(folder / "data")}
     command = [
-        str(ROOT / "launch" / "quickstart.sh"), f"ema.sigma_rels=[0.05,0.1,{UNTRACKED}]", f"duration={duration}",
-        f"samples.count={COUNT}", "logging.progress_bar=false",
-    ]  # fmt: skip
+        str(ROOT / "launch" / "quickstart.sh"),
+        f"ema.sigma_rels=[0.05,0.1,{UNTRACKED}]",
+        f"duration={duration}",
+        f"samples.count={COUNT}",
+        "logging.progress_bar=false",
+    ]
     env = os.environ | places
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1300, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -85,9 +85,13 @@ def test_foreign_pickles_are_refused(two_ranks: Place, digits: Path, object_stor
     ids=["wrong key", "no write permission", "missing bucket", "missing data", "missing weights"],
 )
 def test_refusals_before_training(
-    overrides: list[str], change: dict[str, str], mentions: list[str], digits: Path, object_store: ObjectStore,
+    overrides: list[str],
+    change: dict[str, str],
+    mentions: list[str],
+    digits: Path,
+    object_store: ObjectStore,
     tmp_path: Path,
-):  # fmt: skip
+):
     named = [text.format(bucket=object_store.bucket) for text in overrides]
     if "data.remote" in "".join(named):
         named.append(f"data.local={tmp_path}")

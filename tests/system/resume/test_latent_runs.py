@@ -26,9 +26,18 @@ from recipe.weights.snapshots import SnapshotInfo, load_network, save_snapshot
 def trained(encoded: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the latents, with a grid of samples."""
     folder = tmp_path_factory.mktemp("run")
-    changes = ("model.img_channels=4", "model.label_dim=2", "duration=15ba", "ema.snapshot_interval=15ba",
-               "checkpoints.interval=15ba", "samples.interval=15ba", "samples.count=12", "samples.num_steps=4",
-               "samples.guidance=1.0", f"samples.vae={vae}")  # fmt: skip
+    changes = (
+        "model.img_channels=4",
+        "model.label_dim=2",
+        "duration=15ba",
+        "ema.snapshot_interval=15ba",
+        "checkpoints.interval=15ba",
+        "samples.interval=15ba",
+        "samples.count=12",
+        "samples.num_steps=4",
+        "samples.guidance=1.0",
+        f"samples.vae={vae}",
+    )
     done = train(encoded, folder, *changes)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

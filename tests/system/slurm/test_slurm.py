@@ -107,9 +107,14 @@ def test_like_one_process(undisturbed: Place, object_store: ObjectStore, remote_
 @pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), (1, 2)])
 @pytest.mark.soak
 def test_nodes_and_ranks(
-    nodes: int, ranks: int, cluster: SlurmCluster, undisturbed: Place, remote_digits: str, tmp_path: Path,
+    nodes: int,
+    ranks: int,
+    cluster: SlurmCluster,
+    undisturbed: Place,
+    remote_digits: str,
+    tmp_path: Path,
     object_store: ObjectStore,
-):  # fmt: skip
+):
     place = open_place(f"s3://{object_store.bucket}/slurm/{nodes}x{ranks}")
     line = [f"--nodes={nodes}", SCRIPT, *arguments(remote_digits, place, SHORT)]
     job = cluster.submit(*line, folder=tmp_path, TMPDIR=str(tmp_path), RANKS_PER_NODE=str(ranks))
