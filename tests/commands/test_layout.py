@@ -150,6 +150,20 @@ def test_files_and_functions_are_short():
                 assert code_lines(node) <= 40, f"{name}.{node.name} has {code_lines(node)} lines"
 
 
+def test_only_tables_of_constants_are_laid_out_by_hand():
+    """`fmt: skip` where a list, a mapping or a set of many short entries would become a column of them."""
+    for path in [path for folder in ("recipe", "tests") for path in (ROOT / folder).rglob("*.py")]:
+        text = path.read_text()
+        tables = {
+            node.end_lineno
+            for node in ast.parse(text).body
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            and isinstance(node.value, ast.List | ast.Tuple | ast.Dict | ast.Set | ast.Call)
+        }
+        skipped = {number for number, line in enumerate(text.splitlines(), 1) if line.endswith("# fmt: " + "skip")}
+        assert skipped <= tables, f"{path}: {sorted(skipped - tables)}"
+
+
 def code_lines(function: ast.FunctionDef) -> int:
     """Lines of a function without its docstring, which may be as long as it needs."""
     first = function.body[0]

@@ -123,13 +123,24 @@ def test_hostile_pickles(tmp_path: Path):
     mark = tmp_path / "mark"
     good = arrays(statistics())
     objects = [
-        Call(Path.touch, mark), {"fid": Call(Path.touch, mark)}, {"fid": good | {"mu": Call(Path.touch, mark)}},
-        {"fid": good | {"other": Call(eval, f"open({str(mark)!r}, 'w')")}}, {"fid": good | {"mu": [1.0]}}, [good], 3,
-        {"fid": good | {"mu": np.array([object()])}}, {"fid": good | {"mu": np.array(["a"])}}, {"fid": {}},
-        {"fid": good | {"mu": np.zeros(6, dtype=">f8")}}, {"fid": good | {"mu": np.dtype("f8")}}, {"other": good},
-        {"fid": good | {"mu": np.full(6, np.nan)}}, {"fid": good | {"sigma": np.triu(np.ones((6, 6)))}},
-        {"fid": good | {"sigma": np.ones((6, 5))}}, {"fid": good | {"mu": np.zeros((6, 1))}},
-    ]  # fmt: skip
+        Call(Path.touch, mark),
+        {"fid": Call(Path.touch, mark)},
+        {"fid": good | {"mu": Call(Path.touch, mark)}},
+        {"fid": good | {"other": Call(eval, f"open({str(mark)!r}, 'w')")}},
+        {"fid": good | {"mu": [1.0]}},
+        [good],
+        3,
+        {"fid": good | {"mu": np.array([object()])}},
+        {"fid": good | {"mu": np.array(["a"])}},
+        {"fid": {}},
+        {"fid": good | {"mu": np.zeros(6, dtype=">f8")}},
+        {"fid": good | {"mu": np.dtype("f8")}},
+        {"other": good},
+        {"fid": good | {"mu": np.full(6, np.nan)}},
+        {"fid": good | {"sigma": np.triu(np.ones((6, 6)))}},
+        {"fid": good | {"sigma": np.ones((6, 5))}},
+        {"fid": good | {"mu": np.zeros((6, 1))}},
+    ]
     files = [pickle.dumps(each, protocol) for each in objects for protocol in (2, 4, 5)]
     whole = pickle.dumps({"fid": good}, 4)
     random = np.random.default_rng(0)

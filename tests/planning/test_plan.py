@@ -145,21 +145,25 @@ def test_files_of_the_run(capsys: pytest.CaptureFixture[str]):
 
 
 RULES = {
-    "no number": (["world_size=3x"], "world_size = '3x': must be a number of ranks, or nodes x ranks per node; fix: "
-                                     "write for example 1024 or 128x8"),
+    "no number": (
+        ["world_size=3x"],
+        "world_size = '3x': must be a number of ranks, or nodes x ranks per node; fix: write for example 1024 or 128x8",
+    ),
     "three factors": (["world_size=2x2x2"], "world_size = '2x2x2': must be a number of ranks"),
     "no ranks": (["world_size=0"], "world_size = 0: must be a number of ranks"),
     "no nodes": (["world_size=0x8x"], "world_size = '0x8x': must be"),
     "a fraction": (["world_size=1.5"], "world_size = 1.5: must be a valid integer or a valid string"),
-    "not a dry run": (["world_size=8", "dry_run=false"], "world_size = 8: only serves to plan, but dry_run is false; "
-                                                         "fix: set dry_run=true or world_size=null"),
+    "not a dry run": (
+        ["world_size=8", "dry_run=false"],
+        "world_size = 8: only serves to plan, but dry_run is false; fix: set dry_run=true or world_size=null",
+    ),
     "GPU without its memory": (["gpu=a100"], "fix: did you mean A100-40GB or A100-80GB?"),
     "GPU of another memory": (["gpu=H100-96GB"], "fix: did you mean H100-80GB?"),
     "GPU with a typing error": (["gpu=L4OS-48GB"], "fix: did you mean L40S-48GB?"),
     "unknown GPU": (["gpu=???x"], "gpu = '???x': must be one of A10-24GB, A100-40GB, "),
     "GPU without a dry run": (["gpu=L40S-48GB", "dry_run=false"], "gpu = L40S-48GB: only serves to plan"),
     "GPU on a CPU": (["gpu=L40S-48GB", "device=cpu"], "gpu = L40S-48GB: plans for a GPU, but device is cpu"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("overrides", "message"), RULES.values(), ids=RULES)

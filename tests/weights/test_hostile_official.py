@@ -84,11 +84,16 @@ def calls(mark: Path) -> dict[str, Any]:
     }
 
 
+PLACES = (
+    "top", "key beside", "dataset", "encoder", "loss", "source", "argument", "attribute", "parameter", "buffer",
+    "module", "deep module", "hooks", "nested", "instead",
+)  # fmt: skip
+
+
 def within(value: Any, only: str | None = None) -> dict[str, Any]:
     """A published file's table with `value` in each of the places that one has, or in one of them."""
     places = {}
-    for name in ("top", "key beside", "dataset", "encoder", "loss", "source", "argument", "attribute", "parameter",
-                 "buffer", "module", "deep module", "hooks", "nested", "instead"):  # fmt: skip
+    for name in PLACES:
         if only not in (None, name):
             continue
         table = snapshot_table(network(0), NETWORK)

@@ -93,10 +93,22 @@ def test_layout_without_gaps(tmp_path: Path):
         ({"x": (0, 8)}, 8, {"shape": [2.0]}),
     ],
     ids=[
-        "gap", "gap at the start", "overlap", "twice", "rest", "cut short", "too long", "too short", "backwards",
-        "before the data", "other type", "unknown type", "negative shape", "fraction",
+        "gap",
+        "gap at the start",
+        "overlap",
+        "twice",
+        "rest",
+        "cut short",
+        "too long",
+        "too short",
+        "backwards",
+        "before the data",
+        "other type",
+        "unknown type",
+        "negative shape",
+        "fraction",
     ],
-)  # fmt: skip
+)
 def test_other_layouts_are_refused(ranges: dict[str, tuple[int, int]], size: int, changes: dict, tmp_path: Path):
     with pytest.raises(TensorFileError):
         write(tmp_path / "x", ranges, size, **changes)

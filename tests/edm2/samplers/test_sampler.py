@@ -27,8 +27,8 @@ def gaussian_denoiser(x: Tensor, sigma: Tensor) -> Tensor:
 
 def small_network(seed: int = 0, label_dim: int = 10) -> Precond:
     torch.manual_seed(seed)
-    net = Precond(8, 1, label_dim, model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4],
-                  channels_per_head=16).eval().requires_grad_(False)  # fmt: skip
+    size = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+    net = Precond(8, 1, label_dim, **size, channels_per_head=16).eval().requires_grad_(False)
     for name, parameter in net.named_parameters():
         if name.endswith("gain"):
             parameter.fill_(1)
