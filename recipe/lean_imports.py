@@ -17,7 +17,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 UNUSED = {"matplotlib", "scipy", "transformers"}
-"""Packages that torchmetrics is told are not installed; whoever imports them gets them."""
+"""Packages that torchmetrics finds not installed; whoever imports them gets them."""
 
 
 def import_less() -> None:
@@ -25,7 +25,7 @@ def import_less() -> None:
     sys.meta_path.insert(0, _Finder())
 
 
-def _tell_unused(module: ModuleType) -> None:
+def _hide_unused(module: ModuleType) -> None:
     """Change what torchmetrics asks for installed packages: `package_available(name)`, `RequirementCache(text)`."""
     available, requirement = module.package_available, module.RequirementCache
 
@@ -88,7 +88,7 @@ def _without_transformers() -> Iterator[None]:
 
 CHANGED: dict[str, Callable[[ModuleType], None]] = {
     "composer.algorithms": _leave_as_it_is,
-    "lightning_utilities.core.imports": _tell_unused,
+    "lightning_utilities.core.imports": _hide_unused,
     "streaming.base.dataloader": _leave_as_it_is,
 }
 """Modules that are changed as soon as they are loaded, and see no transformers while they are."""

@@ -95,8 +95,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Axes, PointMeasure, Results]
     pictures = to_pictures(averages.outline, arguments.vae, device)
     likely = axes.sigma_rel if arguments.search == "coordinate" else ()
     measure = PointMeasure(judge, averages, guide, settings, wanted, pictures, ranks, arguments.batch_size, likely)
-    told = measure.measured_with(arguments.labels or "balanced", vae_digest(pictures))
-    results = Results(open_place(arguments.out), told)
+    conditions = measure.measured_with(arguments.labels or "balanced", vae_digest(pictures))
+    results = Results(open_place(arguments.out), conditions)
     return axes, measure, results
 
 

@@ -141,15 +141,15 @@ class PatientLoader(StreamingDataLoader):
         batches = super().__iter__()
         while True:
             self.waiting_since = time.monotonic()
-            told = threading.Timer(PATIENCE, self._tell)
-            told.daemon = True
-            told.start()
+            warning = threading.Timer(PATIENCE, self._warn)
+            warning.daemon = True
+            warning.start()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             finally:
-                told.cancel()
+                warning.cancel()
                 self.waiting_since = None
             yield batch
 
@@ -158,7 +158,7 @@ class PatientLoader(StreamingDataLoader):
         since = self.waiting_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def _tell(self) -> None:
+    def _warn(self) -> None:
         log.warning(
             "no batch has come from the data for %.0f s; still waiting: look at the network and the disk of the data, "
             "and at the processors of this machine",

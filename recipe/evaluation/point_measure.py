@@ -58,7 +58,7 @@ class PointMeasure:
     likely: Sequence[float] = ()
 
     def expect(self, points: Sequence[Point]) -> None:
-        """Be told which points come, in order, so that one pass over snapshots makes several averages."""
+        """Learn which points come, in order, so that one pass over snapshots makes several averages."""
         self.averages.expect([(point.nimg, point.sigma_rel) for point in points], self.likely)
         if isinstance(self.guide, GuideRun):
             lengths = [point.guide_sigma_rel for point in points if point.guide_sigma_rel is not None]

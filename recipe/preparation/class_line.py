@@ -1,4 +1,4 @@
-"""What a user is told of the classes of a source: how many, the first and last with their ids, and what is unusual."""
+"""What `prepare.py` prints of a source's classes: how many, the first and last with their ids, what is unusual."""
 
 import json
 from collections import Counter

@@ -125,7 +125,7 @@ def check_folder(config: Config, place: Place) -> list[str]:
     if place.size(CONFIG) is None:
         found = [f"checkpoints/{each.name}" for each in list_checkpoints(place.child("checkpoints"))]
         if found:
-            newest_whole(place.child("checkpoints"))  # foreign code in it is told first
+            newest_whole(place.child("checkpoints"))  # a checkpoint with foreign code is refused for that first
             raise RunError(
                 f"save_folder {place.address}: holds {found[0]}, but no {CONFIG} of the run that wrote it; bring that "
                 "too, choose another run_name, or start from these weights with init.path"

@@ -4,7 +4,7 @@ One holds a table with `state` (the clock), `net` (the raw weights), `loss_fn`, 
 `stds`, the lengths of the averages, and `emas`, their weights. The optimizer's state numbers the parameters in their
 order in the network, which is that of the weights' names.
 
-The network's arguments are not in it. They are told from the names and shapes of the weights; those that leave no trace
+The network's arguments are not in it. They follow from the names and shapes of the weights; those that leave no trace
 there (heads of 64 channels, balances, clipping, sigma_data) are taken to be as the published networks have them.
 """
 
