@@ -21,7 +21,7 @@ from torch import Tensor
 from recipe.evaluation.feature_set import EvaluationError, FeatureSet
 from recipe.evaluation.features import FeatureNetwork
 from recipe.evaluation.metrics import check_enough, chosen
-from recipe.weights.tensor_file import save_tensors
+from recipe.weights.tensor_writing import save_tensors
 
 METADATA_KEY = "edm2-recipe statistics"
 FORMAT = 1

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipe.storage.files import file_sha256
+from recipe.storage.files import file_sha256, named_errors
 from recipe.storage.places import FileInfo, MissingError, Place, StorageError
 
 PIECE = 16 * 2**20  # bytes of one request
@@ -59,7 +59,10 @@ def fetch_files(
 def at_hand(place: Place, name: str) -> Iterator[Path]:
     """A file on this machine: itself, or a copy for a while. Raises StorageError if an object cannot be had."""
     if place.is_local:
-        yield Path(place.address, name)
+        path = Path(place.address, name)
+        with named_errors(path, "be read"), open(path, "rb"):  # libraries call what they may not read missing
+            pass
+        yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         yield fetch_files(place, [name], Path(folder), 1)[0]

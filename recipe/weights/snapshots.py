@@ -25,7 +25,8 @@ from recipe.data.facts import DataFacts
 from recipe.edm2.networks.kinds import KINDS, build_network
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.addresses import is_remote, open_place, split_address
-from recipe.weights.tensor_file import TensorFile, TensorFileError, save_tensors
+from recipe.weights.tensor_file import TensorFile, TensorFileError
+from recipe.weights.tensor_writing import save_tensors
 
 FORMAT = 1
 METADATA_KEY = "edm2-recipe snapshot"
@@ -155,25 +156,29 @@ class SnapshotReader:
         path: of a local file, or an s3:// address, of which only what is asked for is fetched.
 
     Raises:
-        SnapshotError: if the file is missing, damaged or not a snapshot.
+        SnapshotError: if the file is missing, damaged, not a snapshot, or not to be read by this user.
         StorageError: if the object store cannot be used.
     """
 
     def __init__(self, path: Path | str):
         self.path = path
 
-    def __enter__(self) -> "SnapshotReader":
+    def _open(self) -> "TensorFile | _LocalTensors":
         missing = f"{self.path}: no such snapshot; name a .safetensors file of a run's snapshots folder"
-        try:
-            if is_remote(self.path):
-                place, name = split_address(self.path)
-                if place.size(name) is None:
-                    raise SnapshotError(missing)
-                self._file = TensorFile(place, name)
-            elif not Path(self.path).is_file():
+        if is_remote(self.path):
+            place, name = split_address(self.path)
+            if place.size(name) is None:
                 raise SnapshotError(missing)
-            else:
-                self._file = _LocalTensors(Path(self.path))
+            return TensorFile(place, name)
+        if not Path(self.path).is_file():
+            raise SnapshotError(missing)
+        if not os.access(self.path, os.R_OK):  # the library calls it missing
+            raise SnapshotError(f"{self.path}: may not be read by this user; have its owner change its permissions")
+        return _LocalTensors(Path(self.path))
+
+    def __enter__(self) -> "SnapshotReader":
+        try:
+            self._file = self._open()
         except (SafetensorError, TensorFileError) as error:
             raise SnapshotError(f"{self.path}: is damaged or no snapshot ({error}); fetch or make it again") from None
         metadata = self._file.metadata

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recipe.weights.tensor_file import save_tensors
+from recipe.weights.tensor_writing import save_tensors
 
 FORMATS = (".safetensors", ".pt")
 

@@ -1,15 +1,12 @@
-"""Files in the safetensors format: written on this machine; read by ranged requests, without fetching the file."""
+"""Reads tensors of a safetensors file in object storage by ranged requests, without fetching the file."""
 
 import itertools
 import json
-import stat
 import struct
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from recipe.storage.places import Place
@@ -23,18 +20,6 @@ DTYPES = {
 
 class TensorFileError(ValueError):
     """A file that is not in the safetensors format; the message says what is wrong with it."""
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write CPU tensors, and text entries for the header, with the permissions that the umask gives to new files.
-
-    The library's own file has the mode 0600 (safetensors 0.8): nobody but its owner could read a snapshot on the file
-    system that a group shares.
-    """
-    path.touch()
-    mode = stat.S_IMODE(path.stat().st_mode)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-    path.chmod(mode)
 
 
 class TensorFile:

@@ -41,6 +41,28 @@ def test_a_stranger_runs_this_checkout():
     assert Path(found) == ROOT / "recipe" / "__init__.py"
 
 
+UNREADABLE = """
+from pathlib import Path
+import os
+from recipe.evaluation.statistics_files import open_reference
+from recipe.weights.snapshots import SnapshotReader
+
+path = Path(os.environ["TMPDIR"], "x.safetensors")
+path.touch(mode=0)
+for read in (lambda: SnapshotReader(path).__enter__(), lambda: open_reference(str(path), "inception")):
+    try:
+        read()
+    except ValueError as error:
+        print(str(error).removeprefix(str(path)))
+"""
+
+
+def test_who_may_not_read_a_file_is_not_told_that_it_is_missing():
+    snapshot, reference = as_stranger("python", "-c", UNREADABLE)
+    assert snapshot == ": may not be read by this user; have its owner change its permissions"
+    assert reference == ": may not be read by this user; change its permissions"
+
+
 def test_status_of_the_command_is_kept():
     as_stranger("true")
     assert run([WITHOUT_ROOT, "sh", "-c", "exit 7"], env={"VENV": sys.prefix}).returncode == 7

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.small_snapshots import DATASET, NETWORK, outputs, small_network, stored
-from recipe.weights import snapshots, tensor_file
+from recipe.weights import snapshots, tensor_writing
 from recipe.weights.snapshots import (
     SnapshotError,
     SnapshotFile,
@@ -232,7 +232,7 @@ def fail_while_writing(tensors, path: Path, metadata) -> None:
 
 
 def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tensor_file, "save_file", fail_while_writing)
+    monkeypatch.setattr(tensor_writing, "save_file", fail_while_writing)
     path = tmp_path / snapshot_name(1000, 0.05)
     with pytest.raises(OSError, match="No space left"):
         save_snapshot(path, {"a": torch.ones(2)}, SnapshotInfo(NETWORK, 1000, 0.05))
@@ -243,7 +243,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / snapshot_name(1000, 0.05)
     save_snapshot(path, {"a": torch.ones(2)}, SnapshotInfo(NETWORK, 1000, 0.05))
     before = path.read_bytes()
-    monkeypatch.setattr(tensor_file, "save_file", fail_while_writing)
+    monkeypatch.setattr(tensor_writing, "save_file", fail_while_writing)
     with pytest.raises(OSError, match="No space left"):
         save_snapshot(path, {"a": torch.zeros(2)}, SnapshotInfo(NETWORK, 1000, 0.05))
     assert path.read_bytes() == before
