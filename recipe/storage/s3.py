@@ -2,6 +2,7 @@
 
 import base64
 import builtins
+import contextlib
 import email.utils
 import hashlib
 import secrets
@@ -73,7 +74,8 @@ class S3Place(Place):
                 if status(error) == 416:
                     return b""
                 raise
-            data = answer["Body"].read()
+            with contextlib.closing(answer["Body"]) as body:  # one that was cut would keep its connection open
+                data = body.read()
             if len(data) != answer["ContentLength"]:
                 raise TransferCutError(f"{len(data)} of {answer['ContentLength']} bytes came")
             if "Range" in options and not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
@@ -94,7 +96,8 @@ class S3Place(Place):
             date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
             modified = answer["LastModified"].timestamp()
             now = email.utils.parsedate_to_datetime(date).timestamp() if date else modified
-            return answer["Body"].read(), answer["ETag"], modified, now
+            with contextlib.closing(answer["Body"]) as body:
+                return body.read(), answer["ETag"], modified, now
 
         try:
             return call(self.describe(name), "be read", get)

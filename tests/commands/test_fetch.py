@@ -95,14 +95,16 @@ def test_list(stored: tuple[Place, Path]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--what", "checkpoint", "--out", "x"], "holds no whole checkpoint"),
-        (["--nimg", "77", "--out", "x"], "holds no such all"),
-        (["--nimg", "3ba", "--out", "x"], "must be in images"),
+        (["--what", "checkpoint", "--out", "OUT"], "holds no whole checkpoint"),
+        (["--nimg", "77", "--out", "OUT"], "holds no such all"),
+        (["--nimg", "3ba", "--out", "OUT"], "must be in images"),
         ([], "--out is missing"),
     ],
 )
-def test_refuses(arguments: list[str], message: str, stored: tuple[Place, Path]):
-    assert_refused(fetch(stored[0], *arguments), message)
+def test_refuses(arguments: list[str], message: str, stored: tuple[Place, Path], tmp_path: Path):
+    out = str(tmp_path / "out")
+    assert_refused(fetch(stored[0], *(out if word == "OUT" else word for word in arguments)), message)
+    assert not Path(out).exists()
 
 
 def test_refuses_a_run_that_is_not_there(object_store: ObjectStore):
