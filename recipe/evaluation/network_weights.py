@@ -1,10 +1,13 @@
 """The published weights of feature networks: fetched once, or from a folder, and checked before they are read."""
 
+import contextlib
 import http.client
+import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +102,7 @@ def _path(published: PublishedWeights, choice: WeightsChoice, features: str) -> 
 
 
 def _fetch(published: PublishedWeights, path: Path) -> None:
-    with urllib.request.urlopen(published.url, timeout=TIMEOUT) as answer, open(path, "wb") as file:
+    with _answer(published.url) as answer, open(path, "wb") as file:
         length = answer.headers.get("Content-Length")
         total = int(length) if length is not None and length.isdecimal() else None
         quiet = None if rank() == 0 else True
@@ -109,6 +112,16 @@ def _fetch(published: PublishedWeights, path: Path) -> None:
                 progress.update(len(block))
         if total not in (None, file.tell()):
             raise ConnectionError(f"the connection ended after {file.tell()} of {total} bytes")
+
+
+@contextlib.contextmanager
+def _answer(url: str) -> Iterator[Any]:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            yield answer
+    except urllib.error.HTTPError as error:
+        error.close()  # it keeps its connection open
+        raise
 
 
 def _check(published: PublishedWeights, choice: WeightsChoice, path: Path, digest: str) -> None:

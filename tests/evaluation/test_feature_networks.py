@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from helpers.half_closed import half_closed
 from helpers.random_inception import random_inception
 from recipe.evaluation import dinov2, features, inception
 from recipe.evaluation.dinov2 import DinoV2, VisionTransformer, resized, resized_by_pillow
@@ -294,8 +295,9 @@ def test_without_the_network(server: Server, tmp_path: Path):
     message = str(caught.value)
     assert "\n" not in message and nowhere.url in message and "--weights" in message
     assert str(tmp_path / "hub" / "checkpoints" / "weights.pth") in message
-    with pytest.raises(EvaluationError, match=r"cannot be fetched .*404"):
+    with pytest.raises(EvaluationError, match=r"cannot be fetched .*404") as caught:
         load_weights(PublishedWeights("weights.pth", f"{server.url}/other", ""), WeightsChoice(), "mine")
+    assert half_closed() == []
     with pytest.raises(EvaluationError, match=f"--weights {tmp_path}/none: holds no weights.pth; get it from"):
         load_weights(nowhere, WeightsChoice(tmp_path / "none"), "mine")
 

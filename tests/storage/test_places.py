@@ -1,11 +1,9 @@
 """Folders, local and in a real S3 server, through one interface; then access, faults and lost servers."""
 
-import gc
 import http.server
 import os
 import pickle
 import re
-import socket
 import sys
 import threading
 import time
@@ -405,12 +403,6 @@ def test_what_is_tried_again(
     assert server.asked == asked  # pyright: ignore
 
 
-def half_closed() -> list[socket.socket]:
-    """Connections that were closed while an answer was being read, which keeps them open."""
-    sockets = [each for each in gc.get_objects() if type(each) is socket.socket]
-    return [each for each in sockets if "[closed]" in repr(each) and each.fileno() >= 0]
-
-
 @pytest.mark.parametrize("fault", KINDS)
 def test_each_operation_survives_each_fault(fault: str, fault_proxy: FaultProxy, far: Place, quick: None):
     """Every operation meets the fault twice in a row; conditional ones still tell their own write from another's."""
@@ -435,7 +427,6 @@ def test_each_operation_survives_each_fault(fault: str, fault_proxy: FaultProxy,
     assert spoiled(lambda: [entry.name for entry in place.list()]) == ["file", "new"]
     spoiled(lambda: place.delete(["new"]))
     assert [entry.name for entry in place.list()] == ["file"]
-    assert half_closed() == []
     assert fault_proxy.counts[fault] >= 11  # a slow one is no failure, and only a request with a body can be cut
 
 
