@@ -1,6 +1,7 @@
 """A network's folder for others: loaded by this recipe, and by the script in it with torch and safetensors alone."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,9 +68,9 @@ def test_the_script_in_the_folder_stands_alone(tmp_path: Path, monkeypatch, caps
     folder = hub_folder(tmp_path, monkeypatch)
     assert len((folder / "load_edm2.py").read_text().splitlines()) <= 60
     command = [sys.executable, "-c", ALONE, str(tmp_path / "out.pt")]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"}, check=False
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # kernels as here
+    environment["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
     x = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)

@@ -92,7 +92,8 @@ NAMES = [f"{name}-{changes.get('img_channels', 1)}" for name, changes in VARIANT
 def found(folder: Path) -> dict[str, torch.Tensor]:
     """What diffusers makes of them, by variant and way of loading."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), **offline}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # kernels as here
+    environment |= {"HOME": str(folder), **offline}
     command = [sys.executable, "-c", SCRIPT, *NAMES]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
