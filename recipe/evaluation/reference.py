@@ -128,7 +128,7 @@ def save_reference(path: Path, about: About, found: FeatureSet) -> None:
     tensors = {"mean": found.mean, "covariance": found.covariance}
     if found.features is not None:
         tensors["features"] = found.features
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "version": importlib.metadata.version("edm2-recipe"), "count": found.count}
     text = json.dumps(header | asdict(about) | {"tensors": _digest(tensors)})
     save_tensors(path, tensors, {METADATA_KEY: text})  # one entry: several would be written in random order

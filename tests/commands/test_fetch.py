@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from helpers.commands import ROOT, assert_refused, command_line, run
 from helpers.fault_proxy import FaultProxy
 from helpers.forks import run_forked
 from helpers.object_store import ObjectStore, environment
+from helpers.small_snapshots import NETWORK
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.addresses import open_place
 from recipe.storage.places import Place
@@ -28,16 +28,6 @@ from recipe.weights.snapshots import (
     snapshot_name,
 )
 
-NETWORK: dict[str, Any] = dict(
-    img_resolution=8,
-    img_channels=1,
-    label_dim=10,
-    model_channels=16,
-    channel_mult=[1, 2],
-    num_blocks=1,
-    attn_resolutions=[4],
-    channels_per_head=16,
-)
 TIMES = [1000 * step for step in range(1, 9)]
 
 

@@ -15,7 +15,8 @@ from scipy import fft, ndimage
 from torch import Tensor
 
 from helpers.commands import train_arguments
-from helpers.training import TINY, Examples, fit, flat
+from helpers.small_snapshots import NETWORK
+from helpers.training import Examples, fit, flat
 from recipe.configuration.reader import read_config
 from recipe.configuration.schema import Loss
 from recipe.edm2 import rng
@@ -212,7 +213,7 @@ def test_augmentation_of_an_image_depends_on_its_id_alone():
 
 
 def augmented_network(**more: Any) -> Precond:
-    net = Precond(**TINY, **more)
+    net = Precond(**NETWORK, **more)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name.endswith("gain"):
@@ -237,15 +238,16 @@ def test_untouched_images_see_the_network_without_augmentation():
 
 def test_conditions_have_no_effect_at_first():
     torch.manual_seed(0)
-    net = Precond(**TINY, augment_dim=CONDITIONS)
+    net = Precond(**NETWORK, augment_dim=CONDITIONS)
     assert net.unet.emb_augment_gain.shape == (1,) and not net.unet.emb_augment_gain.any()
-    assert not any("augment" in name for name, _ in Precond(**TINY).named_parameters())
+    assert not any("augment" in name for name, _ in Precond(**NETWORK).named_parameters())
 
 
 def test_fine_tuning_with_and_without_augmentation():
     settings: list[dict[str, Any]] = [{"augment_dim": CONDITIONS}, {}]
     with_it, without = (
-        {name: tuple(value.shape) for name, value in Precond(**TINY, **more).state_dict().items()} for more in settings
+        {name: tuple(value.shape) for name, value in Precond(**NETWORK, **more).state_dict().items()}
+        for more in settings
     )
     fresh = {"unet.emb_augment.weight", "unet.emb_augment_gain"}
     assert match(with_it, without, "x") == ({name: name for name in without}, fresh)
@@ -287,7 +289,7 @@ class Shown(Algorithm):
 
 def trained(microbatch: int | None) -> tuple[DiffusionModel, dict[str, list[float]], Shown]:
     torch.manual_seed(3)
-    model = DiffusionModel(Precond(**TINY, augment_dim=CONDITIONS), [0.05, 0.1])
+    model = DiffusionModel(Precond(**NETWORK, augment_dim=CONDITIONS), [0.05, 0.1])
     examples = Examples(torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10)
     shown = Shown()
     algorithms: list[Algorithm] = [

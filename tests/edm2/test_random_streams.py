@@ -17,8 +17,9 @@ from composer.loggers import Logger
 from scipy.stats import chi2
 from torch.utils.data import Dataset
 
+from helpers.small_snapshots import NETWORK
 from helpers.step_inputs import Tensors, inputs_algorithm, step_inputs
-from helpers.training import TINY, Examples, fit
+from helpers.training import Examples, fit
 from recipe.edm2 import rng
 from recipe.edm2.augment import Augmentation
 from recipe.edm2.latents import Whitening
@@ -192,7 +193,7 @@ def seen_in_training(kind: str) -> list[Tensors]:
     else:
         examples = Examples(torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8), torch.arange(32) % 10)
         settings |= {"augmentation": OFTEN} if kind == "augmented" else {"x_flip": True}
-    model = DiffusionModel(Precond(**TINY, augment_dim=9 if kind == "augmented" else 0), [0.05])
+    model = DiffusionModel(Precond(**NETWORK, augment_dim=9 if kind == "augmented" else 0), [0.05])
     seen = Seen()
     fit(model, examples, [inputs_algorithm(5, **settings)], 16, 8, callbacks=(seen,))
     return seen.batches

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from helpers.commands import train_arguments
 from helpers.golden_data import load, under
+from helpers.small_snapshots import NETWORK
 from recipe.configuration.reader import read_config
 from recipe.configuration.schema import Loss
 from recipe.edm2.loss import sample_sigma
@@ -109,21 +110,9 @@ def golden_run() -> tuple[DiffusionModel, Examples, list[Algorithm], dict[str, t
     return model, Examples(data["images"], data["labels"]), algorithms, golden, metadata
 
 
-TINY: dict[str, Any] = dict(
-    img_resolution=8,
-    img_channels=1,
-    label_dim=10,
-    model_channels=16,
-    channel_mult=[1, 2],
-    num_blocks=1,
-    attn_resolutions=[4],
-    channels_per_head=16,
-)
-
-
 def tiny_run(microbatch: int | None, **callbacks: Any) -> tuple[DiffusionModel, dict[str, list[float]]]:
     torch.manual_seed(3)
-    model = DiffusionModel(Precond(**TINY), [0.05, 0.1])
+    model = DiffusionModel(Precond(**NETWORK), [0.05, 0.1])
     examples = Examples(torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10)
     algorithms: list[Algorithm] = [
         ForcedWeightNorm(),

@@ -15,8 +15,9 @@ from composer.core import Algorithm, Callback, State
 from composer.loggers import Logger
 
 from helpers.run_folders import run_folder
+from helpers.small_snapshots import NETWORK
 from helpers.step_inputs import inputs_algorithm
-from helpers.training import TINY, Examples, fit, flat
+from helpers.training import Examples, fit, flat
 from recipe.data.facts import DataFacts
 from recipe.edm2.ema import power_function_beta
 from recipe.edm2.lr import learning_rate
@@ -36,7 +37,7 @@ BATCH = 16
 
 def tiny_model(sigma_rels: tuple[float, ...] = (0.05,)) -> DiffusionModel:
     torch.manual_seed(3)
-    return DiffusionModel(Precond(**TINY), list(sigma_rels))
+    return DiffusionModel(Precond(**NETWORK), list(sigma_rels))
 
 
 def train(model: DiffusionModel, steps: int, *callbacks: Callback, rampup: int = 32) -> dict[str, list[float]]:
@@ -53,7 +54,7 @@ def train(model: DiffusionModel, steps: int, *callbacks: Callback, rampup: int =
 
 
 def snapshots(folder: RunFolder, interval: int, keep: int = -1, dtype: torch.dtype = torch.float32) -> EMASnapshots:
-    return EMASnapshots(folder, interval, TINY, dtype, DataFacts(), keep)
+    return EMASnapshots(folder, interval, NETWORK, dtype, DataFacts(), keep)
 
 
 def times(folder: Path) -> list[int]:
@@ -256,7 +257,7 @@ def test_images_of_a_grid_have_the_seeds_and_classes_of_their_places(tmp_path: P
     monkeypatch.setattr("recipe.training.callbacks.generate_batches", noted)
     grid = SampleGrid(run_folder(tmp_path), BATCH, 23, SamplerSettings(), 5)
     assert grid.draw(tiny_model().net).shape == (23, 1, 8, 8)
-    grid.draw(Precond(**{**TINY, "label_dim": 0}))
+    grid.draw(Precond(**{**NETWORK, "label_dim": 0}))
     seeds = list(range(23))
     assert asked == [(seeds, [*range(10), *range(10), 0, 1, 2], 5), (seeds, [-1] * 23, 5)]
 

@@ -12,9 +12,9 @@ from composer.loggers import Logger
 from helpers.commands import train_arguments
 from helpers.forks import train
 from helpers.run_folders import run_folder
-from helpers.small_snapshots import small_network, stored, write_run
+from helpers.small_snapshots import NETWORK, small_network, stored, write_run
 from helpers.step_inputs import inputs_algorithm
-from helpers.training import TINY, Examples, fit
+from helpers.training import Examples, fit
 from recipe.configuration.reader import read_config
 from recipe.data.facts import DataFacts
 from recipe.edm2.networks.precond import Precond
@@ -79,14 +79,14 @@ def run(folder: RunFolder, spoil: Callable[[State], object], *writers: Callback)
     torch.manual_seed(3)
     examples = Examples(torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10)
     algorithms: list[Algorithm] = [inputs_algorithm(5), PowerEMA()]
-    fit(DiffusionModel(Precond(**TINY), [0.05]), examples, algorithms, BATCH, 6, callbacks=(Poison(spoil), *writers))
+    fit(DiffusionModel(Precond(**NETWORK), [0.05]), examples, algorithms, BATCH, 6, callbacks=(Poison(spoil), *writers))
 
 
 @pytest.mark.parametrize("kind", SPOILT)
 @pytest.mark.parametrize("writer", ["snapshots", "checkpoints"])
 def test_nothing_that_is_not_finite_is_stored(kind: str, writer: str, tmp_path: Path):
     folder = run_folder(tmp_path)
-    snapshots = EMASnapshots(folder, BATCH, TINY, torch.float16, DataFacts())
+    snapshots = EMASnapshots(folder, BATCH, NETWORK, torch.float16, DataFacts())
     checkpoints = Checkpoints(folder, "1ba", -1)
     spoil, named = SPOILT[kind]
     with pytest.raises(NotFiniteError, match=rf"^batch {POISONED}: {named} not finite, or beyond 65504; nothing of it"):
@@ -161,7 +161,7 @@ def test_starting_from_a_checkpoint_that_is_not_finite(tmp_path: Path):
     torch.save(state, path)
     config = read_config(train_arguments(Path("none"), Path("none"), f"init.path={tmp_path}"))
     with pytest.raises(InitError, match=r"unet\.out_gain holds numbers that are not finite"):
-        load_initial_weights(DiffusionModel(Precond(**TINY), [0.05]), config, DataFacts())
+        load_initial_weights(DiffusionModel(Precond(**NETWORK), [0.05]), config, DataFacts())
 
 
 @pytest.mark.slow

@@ -10,23 +10,13 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from helpers.commands import train_arguments
+from helpers.small_snapshots import NETWORK
 from recipe.configuration.reader import read_config
 from recipe.data.facts import DataFacts
 from recipe.edm2.networks.precond import Precond
 from recipe.training.initial_weights import LABELS, InitError, load_initial_weights
 from recipe.training.model import DiffusionModel
 from recipe.weights.snapshots import SnapshotInfo, save_snapshot
-
-NETWORK: dict[str, Any] = dict(
-    img_resolution=8,
-    img_channels=1,
-    label_dim=10,
-    model_channels=16,
-    channel_mult=[1, 2],
-    num_blocks=1,
-    attn_resolutions=[4],
-    channels_per_head=16,
-)
 
 
 def model(**changes: Any) -> DiffusionModel:

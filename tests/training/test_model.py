@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.training import TINY, flat
+from helpers.small_snapshots import NETWORK
+from helpers.training import flat
 from recipe.edm2.networks.flops import macs_per_image
 from recipe.edm2.networks.precond import Precond
 from recipe.training.inputs import Batch
@@ -15,7 +16,7 @@ from recipe.training.model import DiffusionModel
 
 def model(sigma_rels: tuple[float, ...] = (0.05, 0.1)) -> DiffusionModel:
     torch.manual_seed(3)
-    return DiffusionModel(Precond(**TINY), list(sigma_rels))
+    return DiffusionModel(Precond(**NETWORK), list(sigma_rels))
 
 
 def batch(count: int) -> Batch:
@@ -32,7 +33,7 @@ def batch(count: int) -> Batch:
 def test_averages_begin_as_copies_with_all_buffers():
     """Made on the meta device they hold anything at first, also where nothing is ever averaged."""
     with torch.device("meta"):
-        made = DiffusionModel(Precond(**TINY), [0.05, 0.1])
+        made = DiffusionModel(Precond(**NETWORK), [0.05, 0.1])
     made.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in made.state_dict().values():

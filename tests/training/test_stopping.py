@@ -13,8 +13,9 @@ from composer.loggers import Logger
 
 from helpers.commands import train_arguments
 from helpers.forks import Forked
+from helpers.small_snapshots import NETWORK
 from helpers.step_inputs import inputs_algorithm
-from helpers.training import TINY, Examples, fit
+from helpers.training import Examples, fit
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.uploads import Uploads
 from recipe.training.model import DiffusionModel
@@ -57,7 +58,7 @@ def train(*callbacks: Callback) -> None:
     torch.manual_seed(3)
     examples = Examples(torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10)
     algorithms: list[Algorithm] = [inputs_algorithm(5)]
-    fit(DiffusionModel(Precond(**TINY), [0.05]), examples, algorithms, 16, STEPS, callbacks=callbacks)
+    fit(DiffusionModel(Precond(**NETWORK), [0.05]), examples, algorithms, 16, STEPS, callbacks=callbacks)
 
 
 @pytest.mark.parametrize(

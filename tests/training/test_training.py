@@ -11,7 +11,8 @@ from composer.loggers import Logger
 
 from helpers.commands import train_arguments
 from helpers.golden_data import check_final_weights, relative_error, under
-from helpers.training import TINY, fit, flat, golden_run, tiny_run
+from helpers.small_snapshots import NETWORK
+from helpers.training import fit, flat, golden_run, tiny_run
 from recipe.configuration.reader import read_config
 from recipe.configuration.schema import Config, Loss
 from recipe.edm2.networks.precond import Precond
@@ -94,7 +95,7 @@ def test_elements_on_several_ranks_count_once(
     shape: tuple[int, ...] | None, counted: int, monkeypatch: pytest.MonkeyPatch
 ):
     """4 ranks, each with 2 such elements in its rows; with replicas, two of them hold the same rows."""
-    model = DiffusionModel(Precond(**TINY), [0.05])
+    model = DiffusionModel(Precond(**NETWORK), [0.05])
     for parameter in model.net.parameters():
         parameter.grad = torch.ones_like(parameter)
     weight = model.net.unet.out_conv.weight.grad
