@@ -25,8 +25,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
 
-from tqdm import tqdm
-
 from recipe.command_line import exit_with, rank, say
 from recipe.command_options import OptionError, Options, refuse_idle
 from recipe.evaluation.evaluate_options import (
@@ -48,6 +46,7 @@ from recipe.evaluation.pictures import PictureSet
 from recipe.evaluation.reference import About
 from recipe.evaluation.results import Results, check_result_place
 from recipe.evaluation.statistics_files import WRITTEN, open_reference, write_reference
+from recipe.progress import progress
 from recipe.ranks import Ranks, find_ranks
 from recipe.sampling.distributed import rows_of
 from recipe.sampling.drawing_options import check_drawing, load_drawing
@@ -66,11 +65,11 @@ def seen(
 
 
 def shown(batches: Iterable[Numbered], what: str, total: int) -> Iterable[Numbered]:
-    """The same, with progress on the terminal."""
-    with tqdm(total=total, desc=what, unit="image", disable=None if rank() == 0 else True) as progress:
+    """The same, with progress on standard error."""
+    with progress(total, what, "image", shown=rank() == 0) as bar:
         for numbers, pictures in batches:
             yield numbers, pictures
-            progress.update(len(numbers))
+            bar.update(len(numbers))
 
 
 def ref(arguments: argparse.Namespace) -> str:
@@ -150,9 +149,8 @@ def gen(arguments: argparse.Namespace) -> str:
     for run, start in enumerate(starts):
         wanted = drawing.wanted[run * arguments.num : (run + 1) * arguments.num]
         seeds = f"seeds {start}-{start + arguments.num - 1}"
-        quiet = None if ranks.first else True
-        with tqdm(total=len(wanted) // ranks.size, desc=seeds, unit="image", disable=quiet) as progress:
-            values = judge_network(judge, drawing.drawer, wanted, ranks, arguments.batch_size, progress.update)
+        with progress(len(wanted) // ranks.size, seeds, "image", shown=ranks.first) as bar:
+            values = judge_network(judge, drawing.drawer, wanted, ranks, arguments.batch_size, bar.update)
         runs.append((seeds, values))
     said = measured_by(judge.features, arguments.ref, reference.about, reference.found.count)
     said |= {"snapshot": arguments.snapshot, "num": arguments.num, "labels": arguments.labels or "balanced"}

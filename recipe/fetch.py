@@ -20,11 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from recipe.command_line import exit_with, parse_numbers
 from recipe.command_options import Options, address, check_folder, choice, local_path, refuse_idle, whole_number, word
 from recipe.configuration.spans import images_in
+from recipe.progress import progress
 from recipe.storage.addresses import is_remote, open_place
 from recipe.storage.fetching import fetch_files
 from recipe.storage.files import file_sha256
@@ -67,9 +66,9 @@ def fetch(place: Place, entries: Sequence[Entry], out: Path, jobs: int) -> None:
         raise FetchError(f"{place.address}: holds the name {unsafe[0]!r}, which would leave {out}; nothing was fetched")
     check_out(place, entries, out)
     total = sum(entry.size for entry in entries)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="fetch", disable=None) as progress:
+    with progress(total, "fetch", "B", unit_scale=True) as bar:
         try:
-            fetch_files(place, [entry.name for entry in entries], out, jobs, progress.update, is_intact)
+            fetch_files(place, [entry.name for entry in entries], out, jobs, bar.update, is_intact)
         finally:
             if any((out / entry.name).is_file() for entry in entries):
                 (out / NOTE).write_text(place.address)

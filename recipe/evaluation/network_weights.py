@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recipe.command_line import rank
 from recipe.evaluation.feature_set import EvaluationError
+from recipe.progress import progress
 from recipe.storage.files import file_sha256
 from recipe.storage.local import LocalPlace, locked
 
@@ -105,11 +105,10 @@ def _fetch(published: PublishedWeights, path: Path) -> None:
     with _answer(published.url) as answer, open(path, "wb") as file:
         length = answer.headers.get("Content-Length")
         total = int(length) if length is not None and length.isdecimal() else None
-        quiet = None if rank() == 0 else True
-        with tqdm(total=total, desc=published.file, unit="B", unit_scale=True, disable=quiet) as progress:
+        with progress(total, published.file, "B", shown=rank() == 0, unit_scale=True) as bar:
             while block := answer.read(BLOCK):
                 file.write(block)
-                progress.update(len(block))
+                bar.update(len(block))
         if total not in (None, file.tell()):
             raise ConnectionError(f"the connection ended after {file.tell()} of {total} bytes")
 

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from recipe.command_line import UserError
 from recipe.evaluation.points import Point
+from recipe.progress import progress
 from recipe.ranks import Ranks
 from recipe.sampling.settings import differences
 from recipe.storage.places import Place, StorageError
@@ -168,14 +167,15 @@ class Sweep:
         self._look(points)
         missing = [point for point in dict.fromkeys(points) if point not in self.known]
         self.expect(missing)
-        quiet = None if self.ranks.first else True
-        for point in tqdm(missing, desc="sweep", unit="point", disable=quiet, leave=False):
-            started = time.monotonic()
-            values = self.measure(point)
-            result = Result(point, values, time.monotonic() - started)
-            if self.ranks.first:
-                self.results.store(result)
-            self.known[point] = result
+        with progress(len(missing), "sweep", "point", shown=self.ranks.first, leave=False) as bar:
+            for point in missing:
+                started = time.monotonic()
+                values = self.measure(point)
+                result = Result(point, values, time.monotonic() - started)
+                if self.ranks.first:
+                    self.results.store(result)
+                self.known[point] = result
+                bar.update()
         return [self.known[point] for point in points]
 
     def _look(self, points: Sequence[Point]) -> None:

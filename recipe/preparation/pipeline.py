@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from recipe.command_line import say
 from recipe.data.facts import DataFacts
@@ -20,6 +19,7 @@ from recipe.preparation.sources.items import PreparationError, items_hash
 from recipe.preparation.sources.opening import described, open_source
 from recipe.preparation.sums import images_per_class
 from recipe.preparation.workers import MOST_BROKEN, write_chunks
+from recipe.progress import progress
 from recipe.ranks import Ranks, find_ranks
 
 PLAN = "prepare/plan"  # what the first rank decides
@@ -121,14 +121,12 @@ def _write(job: Job, chunks: Sequence[Chunk], output: Output, workers: int, rank
     notes = output.finished(chunks, ranks.rank, ranks.size)
     missing = [chunk for chunk in chunks if chunk.number not in notes]
     total, left = (sum(chunk.stop - chunk.start for chunk in some) for some in (chunks, missing))
+    done = total - left
     among = "" if ranks.size == 1 else f" (rank 0 of {ranks.size})"
     if notes:
-        say(f"{output.address}: goes on after {total - left} of {total} images{among}")
+        say(f"{output.address}: goes on after {done} of {total} images{among}")
     start = time.monotonic()
-    hidden = None if ranks.first else True  # None = unless it is a terminal
-    with tqdm(
-        total=total, initial=total - left, unit="img", desc=f"prepare{among}", smoothing=0.05, disable=hidden
-    ) as bar:
+    with progress(total, f"prepare{among}", "img", shown=ranks.first, initial=done, smoothing=0.05) as bar:
         new, broken = write_chunks(job, missing, output, workers, bar.update)
     if broken:
         raise PreparationError(_listed(broken))

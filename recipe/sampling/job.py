@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from tqdm import tqdm
-
+from recipe.progress import progress
 from recipe.ranks import Ranks
 from recipe.sampling.archives import KINDS, Archive
 from recipe.sampling.distributed import Drawer, Wanted, draw, rows_of, share
@@ -76,9 +75,9 @@ class Job:
         asked = self.shown if whole else self.wanted
         missing, mine = self._missing(asked, folder, drawer, ranks)
         started = time.monotonic()
-        with tqdm(total=len(mine), desc="sample", unit="image", disable=None if ranks.first else True) as progress:
+        with progress(len(mine), "sample", "image", shown=ranks.first) as bar:
             for count in draw(drawer, mine, folder.write, self.batch_size):
-                progress.update(count)
+                bar.update(count)
         ranks.gather()
         seconds = time.monotonic() - started
         if ranks.first:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recipe.command_line import UserError
 from recipe.edm2.ema import profile_error, solve_posthoc_coefficients
+from recipe.progress import progress
 from recipe.weights.snapshots import SnapshotError, SnapshotFile, SnapshotInfo, SnapshotReader, buffer_names
 
 GROUP_BYTES = 8 * 2**20  # read at once from one snapshot
@@ -91,13 +91,12 @@ def reconstruct(
         for name in sorted(buffers):
             for output in outputs:
                 output[name] = last.read(name)
-        progress = tqdm(total=len(averaged), desc="reconstruct", unit="tensor", disable=None)
-        for group in _groups(averaged, last):
-            for name, sums in zip(group, _combine(readers, group, coefficients), strict=True):
-                for output, total in zip(outputs, sums, strict=True):
-                    output[name] = total.to(dtype)
-            progress.update(len(group))
-        progress.close()
+        with progress(len(averaged), "reconstruct", "tensor") as bar:
+            for group in _groups(averaged, last):
+                for name, sums in zip(group, _combine(readers, group, coefficients), strict=True):
+                    for output, total in zip(outputs, sums, strict=True):
+                        output[name] = total.to(dtype)
+                bar.update(len(group))
         return [dict(sorted(output.items())) for output in outputs], last.info
 
 

@@ -18,7 +18,7 @@ TOP_LEVEL = {
 FLOORS = [
     "commands", "benchmarks", "training", "reporting", "evaluation", "preparation", "preparation.sources", "sampling",
     "planning", "weights", "data", "configuration", "storage", "edm2.samplers", "edm2.networks", "edm2", "ranks",
-    "interrupts", "terminal", "command_options", "command_line", "notation", "private_names", "processors",
+    "interrupts", "terminal", "progress", "command_options", "command_line", "notation", "private_names", "processors",
 ]  # fmt: skip
 """The folders of recipe/ from top to bottom: each imports from itself and from those after it."""
 APART = {"training": "preparation", "preparation": "training"}  # both stand on data/, neither knows the other
