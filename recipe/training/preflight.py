@@ -25,6 +25,7 @@ from recipe.training.continuation import find_continuation
 from recipe.training.folder import PROGRESS, check_scratch, local_folder
 from recipe.training.origin import origin_of, refuse_snapshots
 from recipe.weights.checkpoints import Checkpoint, clean_up, list_checkpoints, newest_whole
+from recipe.weights.snapshots import remove_unfinished
 
 CONFIG = "config.yaml"
 HEADER = "# edm2-recipe"
@@ -94,6 +95,8 @@ def prepare(config: Config) -> tuple[Start, Ownership]:
     changed = check_folder(config, place)
     ownership = Ownership(place)
     try:
+        if place.is_local:
+            remove_unfinished(local_folder(config, place) / "snapshots")
         checkpoint = find_checkpoint(place, config.autoresume)
         if checkpoint is None and config.init is not None and config.init.whole:
             find_continuation(config)

@@ -1,16 +1,19 @@
 """EMA snapshots: one `.safetensors` file per (nimg, sigma_rel) that alone rebuilds the network.
 
 The header's metadata holds the network's arguments, the clock, the length of the average, the facts of the data and a
-digest of every tensor. Nothing is pickled. A file is written under a temporary name and renamed, so that a listed
-snapshot is a whole one.
+digest of every tensor. Nothing is pickled. A file is written in a temporary folder and moved to its place, so that a
+listed snapshot is a whole one.
 """
 
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +28,14 @@ from recipe.data.facts import DataFacts
 from recipe.edm2.networks.kinds import KINDS, build_network
 from recipe.edm2.networks.precond import Precond
 from recipe.storage.addresses import is_remote, open_place, split_address
+from recipe.storage.places import TEMPORARY
 from recipe.weights.tensor_file import TensorFile, TensorFileError
 from recipe.weights.tensor_writing import save_tensors
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
+UNFINISHED = f"{TEMPORARY}snapshot-"  # such folders are never listed
 METADATA_KEY = "edm2-recipe snapshot"
 SNAPSHOT_NAME = re.compile(r"(?P<kind>snapshot|posthoc)-(?P<nimg>\d+)-(?P<sigma_rel>\d\.\d+)\.safetensors")
 
@@ -115,14 +122,20 @@ def save_snapshot(path: Path, tensors: Mapping[str, Tensor], info: SnapshotInfo)
     text = json.dumps(header)
     metadata = {METADATA_KEY: f"{_sha256(text.encode())} {text}"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    # A folder, as the library has a temporary file of its own, of any name, beside the one that it is to write.
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent, ignore_cleanup_errors=True) as folder:
+        temporary = Path(folder, path.name)
         save_tensors(temporary, tensors, metadata)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what kills left of snapshots that were on their way into `folder`, where nobody may be writing now."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        log.warning("deleting %s: it was cut short", path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def digest(tensor: Tensor) -> str:

@@ -2,6 +2,9 @@
 
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.commands import train_arguments
+from helpers.commands import ROOT, train_arguments
 from recipe.configuration.reader import read_config
 from recipe.configuration.schema import Config
 from recipe.configuration.spans import Span
@@ -22,6 +25,7 @@ from recipe.storage.ownership import OwnedError
 from recipe.training.folder import local_folder
 from recipe.training.preflight import RunError, Start, check_space, find_checkpoint, prepare
 from recipe.training.run import meet
+from recipe.weights.snapshots import snapshot_name
 
 
 def config_for(folder: Path | str, *overrides: str) -> Config:
@@ -51,6 +55,37 @@ def test_a_file_where_a_folder_is_to_go(kind: str, name: str, digits: Path, tmp_
     with pytest.raises(RunError, match=rf"{name}: is no folder, but the run keeps {name} in one"):
         prepare(read_config(train_arguments(digits, tmp_path / "run")))
     assert [each.name for each in path.parent.iterdir()] == [name]
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from recipe.weights import snapshots, tensor_writing
+whole = tensor_writing.save_file
+def write(tensors, path, metadata):
+    whole(tensors, path, metadata)
+    Path(path).with_name(".tmpA1b2C3").write_bytes(b"half")  # as the library calls its own
+    os.kill(os.getpid(), signal.SIGKILL)
+tensor_writing.save_file = write
+snapshots.save_snapshot(Path(sys.argv[1]), {"a": torch.ones(2)}, snapshots.SnapshotInfo({}, 1000, 0.05))
+"""
+
+
+def test_what_a_kill_left_of_a_snapshot_goes(digits: Path, tmp_path: Path):
+    """Before, each kill while a snapshot was written cost its size of disk for ever, in hidden files."""
+    folder = tmp_path / "run" / "snapshots"
+    snapshot = folder / snapshot_name(1000, 0.05)
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(snapshot)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = folder.iterdir()
+    assert {path.name for path in left.iterdir()} == {snapshot.name, ".tmpA1b2C3"}
+    assert open_place(folder).list() == []
+    mine = folder / ".tmp-of-mine"
+    mine.write_text("mine")
+    _, ownership = prepare(read_config(train_arguments(digits, tmp_path / "run")))
+    ownership.release()
+    assert list(folder.iterdir()) == [mine]
 
 
 @pytest.mark.parametrize("folder", ["runs/a", "s3://bucket/runs/a"])

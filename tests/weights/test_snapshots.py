@@ -84,7 +84,7 @@ def test_list_is_sorted_and_of_one_kind(tmp_path: Path):
         (tmp_path / snapshot_name(nimg, sigma_rel)).touch()
     for other in (
         snapshot_name(500, 0.2, "posthoc"),
-        f".{snapshot_name(700, 0.05)}.123.tmp",
+        f".tmp-{snapshot_name(700, 0.05)}",
         snapshot_name(800, 0.05) + ".part",
         "copy-of-" + snapshot_name(800, 0.05),
         "snapshot-abc-0.050.safetensors",
