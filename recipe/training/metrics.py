@@ -25,10 +25,12 @@ from recipe.edm2.samplers.generate import SamplerSettings, generate_batches
 from recipe.evaluation.feature_set import EvaluationError
 from recipe.evaluation.features import find_network
 from recipe.evaluation.judging import Judge
+from recipe.evaluation.measuring import Tally
 from recipe.evaluation.metrics import check_enough
 from recipe.evaluation.network_weights import WeightsChoice
 from recipe.evaluation.reference import About
 from recipe.evaluation.statistics_files import open_reference
+from recipe.progress import progress
 from recipe.ranks import Ranks
 from recipe.training.callbacks import AtIntervals, device_of_rank, grid_pictures
 from recipe.training.model import unwrap
@@ -90,18 +92,23 @@ class AverageMetrics(AtIntervals):
         """The metrics of what a network draws. All ranks draw equally often, as a sharded network wants it."""
         ranks, tally = GroupRanks(dist.get_global_rank(), dist.get_world_size()), self.judge.tally()
         step = self.batch_size * ranks.size
-        for start in range(0, self.num_images, step):
-            first = start + ranks.rank * self.batch_size
-            seeds = list(range(first, first + self.batch_size))
-            labels = [seed % net.label_dim if net.label_dim > 0 else -1 for seed in seeds]
-            (images,) = generate_batches(net, seeds, labels, self.settings, self.batch_size)
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-                for seed, picture in zip(seeds, self.pictures(images), strict=True):
-                    if seed < self.num_images and (call := tally.put(seed, picture)):
-                        tally.work(call)
+        with progress(self.num_images, "metrics", "image", shown=ranks.first, leave=False) as bar:
+            for start in range(0, self.num_images, step):
+                self._draw(net, start + ranks.rank * self.batch_size, tally)
+                bar.update(min(step, self.num_images - start))
         if isinstance(net, FSDPModule):
             net.reshard()  # as after a grid
         return dict(self.judge.values(tally.finish(ranks), ranks))
+
+    def _draw(self, net: Precond, first: int, tally: Tally) -> None:
+        """Count one batch of pictures, of the seeds from `first` on; those past the last are drawn in vain."""
+        seeds = list(range(first, first + self.batch_size))
+        labels = [seed % net.label_dim if net.label_dim > 0 else -1 for seed in seeds]
+        (images,) = generate_batches(net, seeds, labels, self.settings, self.batch_size)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+            for seed, picture in zip(seeds, self.pictures(images), strict=True):
+                if seed < self.num_images and (call := tally.put(seed, picture)):
+                    tally.work(call)
 
 
 def average_metrics(config: Config, facts: DataFacts, interval: int, device: Device) -> AverageMetrics:
